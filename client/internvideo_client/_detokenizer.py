@@ -1,0 +1,115 @@
+"""Token ids to text, one id at a time, and stop strings matched on that text.
+
+The text is the plain decode, without clean-up of spaces and without strip, so a streamed answer equals a plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenDecoder:
+    """Incremental decode of one answer; special tokens are dropped.
+
+    Whole pieces go through `DecodeStream`. Byte pieces (``<0xE4>``) are put together here, because tokenizers' byte fallback
+    judges a run of bytes as a whole: one wrong byte turns characters that were already sent into U+FFFD, where
+    sentencepiece, the reference, spoils the wrong byte alone.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._byte_of = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+        self._bytes = b""  # of a character that is not complete
+        self._held: list[int] = []  # whole pieces that DecodeStream keeps back: it takes a trailing U+FFFD for half a character
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token has no text, as ``<|im_end|>`` and ``</s>``."""
+        return token_id in self._special
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, "" while a character is not complete."""
+        if token_id in self._special:
+            return ""
+        if (byte := self._byte_of.get(token_id)) is not None:
+            text = self._release_held()
+            self._bytes += bytes([byte])
+            return text + self._take_characters(final=False)
+        text = self._take_characters(final=True)
+        self._held.append(token_id)
+        if (piece := self._stream.step(self._tokenizer, token_id)) is not None:
+            self._held.clear()
+            text += piece
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: incomplete characters, as U+FFFD."""
+        return self._release_held() + self._take_characters(final=True)
+
+    def _release_held(self) -> str:
+        if not self._held:
+            return ""
+        text: str = self._tokenizer.decode(self._held, skip_special_tokens=True)
+        self._held.clear()
+        self._stream = DecodeStream(skip_special_tokens=True)
+        return text
+
+    def _take_characters(self, final: bool) -> str:
+        """Complete characters at the head of the bytes; a byte that cannot begin one is U+FFFD, as in sentencepiece."""
+        text = ""
+        while self._bytes:
+            size = _sequence_length(self._bytes[0])
+            if not final and len(self._bytes) < size and all(byte & 0xC0 == 0x80 for byte in self._bytes[1:]):
+                break
+            try:
+                text += self._bytes[:size].decode()
+            except UnicodeDecodeError:
+                text, size = text + _REPLACEMENT, 1
+            self._bytes = self._bytes[size:]
+        return text
+
+
+class StopMatcher:
+    """Ends a text at the first stop string and never lets a part of one out.
+
+    First is the one that is complete first, so the result does not depend on how the text is cut into chunks.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._pending = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that can be sent; sets `stopped` when a stop string is complete."""
+        self._pending += text
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._pending.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._take(min(found)[1])
+        return self._take(len(self._pending) - self._partial_match())
+
+    def flush(self) -> str:
+        """What was held back, when the text ended without a stop string."""
+        return "" if self.stopped else self._take(len(self._pending))
+
+    def _take(self, size: int) -> str:
+        text, self._pending = self._pending[:size], self._pending[size:]
+        return text
+
+    def _partial_match(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = min(len(self._pending), max(map(len, self._stop), default=0))
+        ends = (size for size in range(longest, 0, -1))
+        return next((n for n in ends if any(stop.startswith(self._pending[-n:]) for stop in self._stop)), 0)
+
+
+def _sequence_length(first: int) -> int:
+    """Length of the UTF-8 sequence that this byte begins, 1 for one that begins none."""
+    return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4 if first < 0xF8 else 1

@@ -1,0 +1,177 @@
+"""``internvideo``: serve, chat, demo."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ._errors import ApiError
+from ._http_chat import media_part, stream_answer
+
+app = typer.Typer(help="InternVideo2.5-Chat-8B on Triton.", no_args_is_help=True, pretty_exceptions_enable=False)
+_errors = Console(stderr=True, highlight=False)
+
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: a tiny random one")] = None,
+    engine: Annotated[Path | None, typer.Option(help="engine directory; none: exported once and cached")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    num_frames: Annotated[int, typer.Option(help="frames per video where the request does not say")] = 80,
+    max_frames: Annotated[int, typer.Option(help="the most frames a request may ask for")] = 128,
+    allowed_local_media_path: Annotated[
+        list[Path] | None, typer.Option(help="folder that file:// URLs may point into (repeatable)")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address of the OpenAI API")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of the OpenAI API (0: a free one, for every port)")] = 9997,
+    triton_host: Annotated[str, typer.Option(help="address of Triton; its ports know no authentication")] = "127.0.0.1",
+    triton_http_port: Annotated[int, typer.Option(help="Triton's HTTP port")] = 8000,
+    triton_grpc_port: Annotated[int, typer.Option(help="Triton's gRPC port")] = 8001,
+    triton_metrics_port: Annotated[int, typer.Option(help="Triton's metrics port")] = 8002,
+    decode_workers: Annotated[int | None, typer.Option(help="processes that decode video; none: up to 4")] = None,
+    max_queue_size: Annotated[int, typer.Option(help="requests that may wait for preprocessing")] = 64,
+    run_directory: Annotated[Path | None, typer.Option(help="keep the rendered repository and the logs here")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the logs of Triton and the adapter")] = False,
+) -> None:
+    """Start Triton and the OpenAI API; Ctrl-C stops both."""
+    optional = {} if decode_workers is None else {"decode_workers": decode_workers}
+    launch = _launch()
+    try:
+        options = launch.ServeOptions(
+            checkpoint=checkpoint,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            num_frames=num_frames,
+            max_frames=max_frames,
+            allowed_local_media_path=tuple(allowed_local_media_path or ()),
+            host=host,
+            port=port,
+            triton_host=triton_host,
+            triton_http_port=triton_http_port,
+            triton_grpc_port=triton_grpc_port,
+            triton_metrics_port=triton_metrics_port,
+            max_queue_size=max_queue_size,
+            run_directory=run_directory,
+            verbose=verbose,
+            **optional,
+        )
+    except launch.LaunchError as error:
+        raise _failed(str(error)) from error
+    raise typer.Exit(launch.serve(options))
+
+
+@app.command()
+def chat(
+    video: Annotated[str, typer.Argument(help="video or image: a local file (it is sent along) or a URL")],
+    question: Annotated[str, typer.Argument(help="what to ask about it")],
+    url: Annotated[str, typer.Option(help="the server's OpenAI API")] = "http://127.0.0.1:9997",
+    num_frames: Annotated[int | None, typer.Option(help="frames to look at, a multiple of 4")] = None,
+    fps: Annotated[float | None, typer.Option(help="frames a second, instead of --num-frames")] = None,
+    start: Annotated[float | None, typer.Option(help="seconds: where to begin")] = None,
+    end: Annotated[float | None, typer.Option(help="seconds: where to end")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="longest answer")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 or none: always the likeliest token")] = None,
+) -> None:
+    """Ask a running server about a video; the answer is shown as it comes."""
+    sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
+    settings = {"max_tokens": max_tokens, "temperature": temperature}
+    try:
+        content = [media_part(video, _given(sampling)), {"type": "text", "text": question}]
+        for part in stream_answer(url, content, _given(settings)):
+            _show(part.text)
+            if part.finish_reason == "length":
+                _errors.print("\n[yellow](cut at the limit of tokens)[/]", end="")
+    except ApiError as error:
+        raise _failed(error.message) from error
+    except OSError as error:
+        raise _failed(f"cannot read {video}: {error.strerror}") from error
+    _show("\n")
+
+
+@app.command()
+def demo(
+    video: Annotated[Path, typer.Argument(help="a local video")] = _PROJECT / "examples" / "demo.mp4",
+    question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe this video in detail.",
+    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: a tiny random one")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    max_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, usage, timings")] = False,
+) -> None:
+    """Start everything on free ports, ask about a video, show the answer and the timings, stop."""
+    launch = _launch()
+    run_demo = importlib.import_module("internvideo_client._demo").run_demo
+    try:
+        free: dict[str, int] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
+        options = launch.ServeOptions(checkpoint=checkpoint, device=device, **free)
+        report = (lambda line: None) if as_json else (lambda line: _errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
+        result = run_demo(video, question, options, max_tokens, report, (lambda text: None) if as_json else _show)
+    except (ApiError, launch.LaunchError) as error:
+        raise _failed(str(error)) from error
+    except OSError as error:
+        raise _failed(f"cannot read {video}: {error.strerror}") from error
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    _show("\n\n")
+    Console().print(_table(result))
+
+
+def main() -> None:
+    """Entry point of the ``internvideo`` command."""
+    app()
+
+
+def _launch() -> Any:
+    """The launcher, imported where it is needed: ``chat`` works where only the client is installed."""
+    try:
+        return importlib.import_module("internvideo_server.launch")
+    except ModuleNotFoundError as error:
+        raise _failed(
+            f"{error.name} is missing: install the server's part, `pip install 'internvideo-triton[server]'`"
+        ) from error
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show(text: str) -> None:
+    """Print a piece of the answer; a terminal gets no control characters, which a model may well generate."""
+    if sys.stdout.isatty():
+        text = "".join(char for char in text if char.isprintable() or char in "\n\t")
+    typer.echo(text, nl=False)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    timings, usage = result["timings"], result["usage"]
+    table = Table("stage", "time", title=f"{usage['prompt_tokens']} prompt tokens, {usage['completion_tokens']} generated")
+    names = {
+        "start_up_s": "start of the server",
+        "preprocessing_s": "preprocessing (decode, sample, resize)",
+        "vit_s": "vision tower and merging",
+        "tensorrt_llm_s": "language model",
+        "first_token_s": "question to first token",
+        "total_s": "question to last token",
+    }
+    for key, name in names.items():
+        table.add_row(name, f"{timings[key]:.2f} s")
+    if timings["tokens_per_s"] is not None:
+        table.add_row("generation", f"{timings['tokens_per_s']:.1f} tokens/s")
+    return table
+
+
+def _failed(message: str) -> typer.Exit:
+    _errors.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+    return typer.Exit(1)

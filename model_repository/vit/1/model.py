@@ -1,0 +1,55 @@
+"""Triton model `vit`: frames to rows of the prompt table. The network is in internvideo_server.vision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from internvideo_server.errors import ErrorCode, ServingError, invalid
+from internvideo_server.limits import EngineLimits
+from internvideo_server.vision import Stopped, VisionModel
+from internvideo_server.work import Job, WorkerPool, parameters
+
+
+class TritonPythonModel:
+    """Runs the vision tower for one request at a time on a worker thread."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Load the vision part of the checkpoint."""
+        settings = parameters(args)
+        limits = EngineLimits.from_engine_dir(Path(settings["engine_dir"]))
+        dtype = getattr(torch, settings["dtype"])
+        self._model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), settings["device"], dtype)
+        if (settings["dtype"], self._model.hidden_size) != (limits.dtype, limits.hidden_size):
+            raise pb_utils.TritonModelException(
+                f"vit makes {settings['dtype']} rows of {self._model.hidden_size}, the engine takes {limits.dtype} rows of "
+                f"{limits.hidden_size}: use the engine's dtype (--dtype) and the checkpoint that it was built from"
+            )
+        self._pool = WorkerPool("vit", self._embed, workers=1, max_queue_size=int(settings["max_queue_size"]))
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue the requests; they are answered later."""
+        self._pool.execute(requests)
+
+    def finalize(self) -> None:
+        """End the work under way."""
+        self._pool.close()
+
+    def _embed(self, job: Job) -> list[Any]:
+        tensor = pb_utils.get_input_tensor_by_name(job.request, "frames")
+        if tensor is None:
+            raise invalid("frames is missing", "frames")
+        frames = torch.from_dlpack(tensor.to_dlpack()).squeeze(0)  # [T, 3, 448, 448] uint8
+        if len(frames) == 0:
+            table = torch.zeros((1, self._model.hidden_size), dtype=self._model.dtype, device=self._model.device)
+        else:
+            try:
+                table = self._model.embed(frames, job.should_stop)  # [16 T, hidden]
+            except Stopped:
+                raise ServingError(ErrorCode.CANCELLED, "the request was stopped in the vision tower") from None
+        if table.is_cuda:
+            torch.cuda.current_stream(table.device).synchronize()  # Triton reads it from another stream
+        return [pb_utils.Tensor.from_dlpack("prompt_embedding_table", torch.to_dlpack(table.unsqueeze(0)))]

@@ -1,0 +1,1 @@
+"""The library behind the Triton models of this repository; importable and tested without Triton."""

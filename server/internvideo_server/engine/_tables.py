@@ -1,0 +1,166 @@
+"""Prompt-table embeddings for transformers' continuous batching, which takes token ids only.
+
+TensorRT-LLM reads token ids >= vocab_size as rows of the request's own ``prompt_embedding_table``. The manager shares the
+KV cache of equal id prefixes, so here two different videos must never have the same ids, and the same video must always
+have the same: each (``prompt_table_extra_ids`` value, number of rows) gets a range of ids that no other content gets. The
+model's embedding layer is replaced by one that finds those ids in a pool of rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+# Ids that are remembered for contents seen before. A forgotten one costs a prefill, never a wrong answer.
+_REMEMBERED_RANGES = 4096
+# Different videos in one request; each takes one entry of the look-up table that every prefill compares its ids with.
+MAX_SPANS = 16
+_LAST_ID = 2**31 - 1  # the manager stores ids as int32
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Ids ``[start, start + rows)`` of one content inside a request."""
+
+    start: int
+    rows: int
+
+
+class IdRanges:
+    """Gives every content its own range of ids above the vocabulary.
+
+    When int32 is used up the ids start again at the bottom: by then over two thousand million ids have gone through
+    the KV cache, which holds a few ten thousand, so no cached block of the earlier owner can be left.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._first = self._next = vocab_size
+        self._known: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def start_of(self, extra_id: int, rows: int) -> int:
+        """The first id for this content. ``extra_id`` 0 names no content: it gets a range that is never given again."""
+        with self._lock:
+            if extra_id and (known := self._known.get((extra_id, rows))) is not None:
+                self._known.move_to_end((extra_id, rows))
+                return known
+            if self._next + rows > _LAST_ID:
+                self._next = self._first
+                self._known.clear()
+            start, self._next = self._next, self._next + rows
+            if extra_id:
+                self._known[(extra_id, rows)] = start
+                if len(self._known) > _REMEMBERED_RANGES:
+                    self._known.popitem(last=False)
+            return start
+
+
+class PromptTables(nn.Module):
+    """Token embedding that also serves the rows of the prompt tables of the requests at work.
+
+    A request takes one slot of ``max_rows`` rows for as long as it is at work. Changes are queued and done at the start of
+    the next forward pass, by the thread that runs it, so that no running pass sees a half-written slot.
+
+    Args:
+        embedding: The model's own token embedding [vocab, hidden].
+        slots: Requests at work at once.
+        max_rows: Rows of one request's table.
+    """
+
+    def __init__(self, embedding: nn.Embedding, slots: int, max_rows: int) -> None:
+        super().__init__()
+        self.embedding = embedding
+        weight = embedding.weight
+        self.vocab_size, self.hidden_size, self.max_rows = weight.shape[0], weight.shape[1], max_rows
+        self.dtype, self.device = weight.dtype, weight.device
+        self._ranges = IdRanges(self.vocab_size)
+        self._free = deque(range(slots))
+        self._changes: deque[tuple[int, list[_Span], torch.Tensor | None]] = deque()
+        none = torch.full((slots, MAX_SPANS), -1, dtype=torch.int64, device=weight.device)
+        self._starts = none.clone()  # first id of each span
+        self._ends = none.clone()  # one after its last id
+        self._rows = none.clone()  # pool row of its first id
+        self._pool = torch.zeros((slots * max_rows, self.hidden_size), dtype=self.dtype, device=weight.device)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The token embedding's own weight, [vocab, hidden]."""
+        return self.embedding.weight
+
+    def admit(
+        self,
+        input_ids: npt.NDArray[np.int32],
+        extra_ids: Sequence[int] | npt.NDArray[np.uint64] | None,
+        table: torch.Tensor,
+    ) -> tuple[int, list[int]]:
+        """Take a slot for a request and translate its ids.
+
+        Args:
+            input_ids: [N]; ids >= vocab_size are rows of ``table``.
+            extra_ids: [N] content ids, or None where nothing may be shared.
+            table: [rows, hidden], the engine's dtype; not copied before the next forward pass.
+
+        Returns:
+            The slot, and the ids [N] that the manager takes.
+
+        Raises:
+            ValueError: An id points outside the table, or there are more than MAX_SPANS contents.
+        """
+        ids = input_ids.astype(np.int64)
+        virtual = np.flatnonzero(ids >= self.vocab_size)
+        table_rows = ids[virtual] - self.vocab_size  # row of the request's table, per virtual token
+        if virtual.size and int(table_rows.max()) >= table.shape[0]:
+            raise ValueError(f"input id {int(ids.max())} needs row {int(table_rows.max())} of a table of {table.shape[0]} rows")
+        contents = np.zeros(len(ids), np.uint64) if extra_ids is None else np.asarray(extra_ids, np.uint64)
+        spans: list[_Span] = []
+        order: list[npt.NDArray[np.int64]] = []  # table rows in the order of the spans
+        for content in dict.fromkeys(contents[virtual].tolist()):
+            mine = contents[virtual] == content
+            rows = np.unique(table_rows[mine])  # a row may be used twice; sorted
+            start = self._ranges.start_of(int(content), len(rows))
+            ids[virtual[mine]] = start + np.searchsorted(rows, table_rows[mine])
+            spans.append(_Span(start, len(rows)))
+            order.append(rows)
+        if len(spans) > MAX_SPANS:
+            raise ValueError(f"{len(spans)} different contents in one prompt table, at most {MAX_SPANS} are possible")
+        slot = self._free.popleft()
+        if spans:
+            index = torch.from_numpy(np.concatenate(order)).to(table.device)
+            self._changes.append((slot, spans, table[index]))
+        return slot, ids.tolist()
+
+    def release(self, slot: int) -> None:
+        """Give the slot back. Only when no forward pass can hold the request any more: its rows go."""
+        self._changes.append((slot, [], None))
+        self._free.append(slot)
+
+    def _apply_changes(self) -> None:
+        while self._changes:
+            slot, spans, rows = self._changes.popleft()
+            self._starts[slot], self._ends[slot] = -1, -1
+            row = slot * self.max_rows
+            if rows is not None:
+                self._pool[row : row + len(rows)] = rows.to(self.device)
+            for i, span in enumerate(spans):
+                self._rows[slot, i] = row
+                self._starts[slot, i], self._ends[slot, i] = span.start, span.start + span.rows
+                row += span.rows
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embed ids [..., Q] -> [..., Q, hidden]."""
+        self._apply_changes()
+        ids = input_ids.reshape(-1, 1).to(torch.int64)  # [Q, 1]
+        hit = (ids >= self._starts.view(1, -1)) & (ids < self._ends.view(1, -1))  # [Q, slots * MAX_SPANS]
+        span = hit.to(torch.uint8).argmax(dim=1)  # [Q], any entry that holds the id: equal content
+        row = self._rows.view(-1)[span] + ids[:, 0] - self._starts.view(-1)[span]
+        is_virtual = hit.any(dim=1)  # [Q]
+        own = self.embedding(torch.where(is_virtual, 0, ids[:, 0]).clamp(max=self.vocab_size - 1))  # [Q, hidden]
+        table = self._pool[torch.where(is_virtual, row, 0)]  # [Q, hidden]
+        return torch.where(is_virtual[:, None], table, own).view(*input_ids.shape, self.hidden_size)

@@ -1,0 +1,72 @@
+"""The command lines of a run, and the addresses that follow from them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ._keeper import shm_prefix
+from ._options import ServeOptions
+from ._tritonserver import TritonServer
+
+TRITON_EXIT_S = 8  # how long Triton waits for requests in flight
+ADAPTER_EXIT_S = 3.0
+_CUDA_POOL_BYTES = 1 << 28  # tensors between the models: a table of 128 frames is 16 MB (bfloat16, 4096 wide)
+
+
+def triton_command(
+    server: TritonServer, repository: Path, backends: Path, host: str, ports: dict[str, int], run_id: str, gpu: int | None
+) -> list[str]:
+    """The command line of tritonserver."""
+    command = [
+        str(server.binary),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        # The configs are complete; completing them would start, and end, a stub of each Python model first.
+        "--disable-auto-complete-config",
+        # A model whose stub died is cured by unload and load, which need explicit control.
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix(run_id)}",
+        f"--exit-timeout-secs={TRITON_EXIT_S}",
+        f"--http-address={host}",
+        f"--http-port={ports['--triton-http-port']}",
+        f"--grpc-address={host}",
+        f"--grpc-port={ports['--triton-grpc-port']}",
+        f"--metrics-address={host}",
+        f"--metrics-port={ports['--triton-metrics-port']}",
+    ]
+    if gpu is not None:
+        command.append(f"--cuda-memory-pool-byte-size={gpu}:{_CUDA_POOL_BYTES}")
+    return command
+
+
+def adapter_command(options: ServeOptions, ports: dict[str, int], grpc_url: str, engine: Path) -> list[str]:
+    arguments = [
+        "--host",
+        options.host,
+        "--port",
+        str(ports["--port"]),
+        "--triton",
+        grpc_url,
+        "--tokenizer",
+        str(engine / "tokenizer.json"),
+    ]
+    return [sys.executable, "-P", "-m", "internvideo_client.adapter", *arguments]
+
+
+def endpoint_urls(options: ServeOptions, ports: dict[str, int]) -> dict[str, str]:
+    """Addresses to connect to; a server that listens everywhere is reached over the loopback."""
+
+    def reach(host: str, flag: str) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing listens by this line
+        return f"[{host}]:{ports[flag]}" if ":" in host else f"{host}:{ports[flag]}"
+
+    adapter = f"http://{reach(options.host, '--port')}"
+    return {
+        "adapter": adapter,
+        "openai": f"{adapter}/v1",
+        "http": f"http://{reach(options.triton_host, '--triton-http-port')}",
+        "grpc": reach(options.triton_host, "--triton-grpc-port"),
+        "metrics": f"http://{reach(options.triton_host, '--triton-metrics-port')}/metrics",
+    }

@@ -1,0 +1,101 @@
+"""What a person can choose when starting the server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ._errors import LaunchError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The settings of ``internvideo serve``. Ports: 0 means a free one.
+
+    Args:
+        checkpoint: Directory of InternVideo2_5_Chat_8B's files; None makes a tiny random checkpoint (the whole chain, nonsense
+            answers).
+        engine: Engine directory (``config.json``, ``tokenizer.json`` and ``llama/`` or TensorRT-LLM's ``rank*.engine``);
+            None exports one from the checkpoint into the cache.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: ``cuda:0`` where there is a GPU that the installed torch can use.
+        dtype: Of the tower, the prompt table and the engine. ``auto``: the given engine's; without ``engine``, float32 on a CPU
+            and bfloat16 on CUDA.
+        num_frames: Frames sampled per video where the request does not say.
+        max_frames: The most that a request may ask for.
+        allowed_local_media_path: Directories below which ``file://`` URLs may point; none: no local files.
+        host: Where the OpenAI adapter listens.
+        port: The OpenAI adapter's port.
+        triton_host: Where Triton listens (HTTP, gRPC and metrics). Its ports carry no authentication: keep them from strangers.
+        triton_http_port: Triton's HTTP port.
+        triton_grpc_port: Triton's gRPC port.
+        triton_metrics_port: Triton's Prometheus port.
+        decode_workers: Processes that decode video.
+        max_queue_size: Requests that may wait in preprocessing before more are refused.
+        run_directory: Where the rendered repository, the backends and the logs go; new or empty, and kept. None: a temporary
+            directory, removed at the end.
+        ready_timeout_s: How long the start of tritonserver and the adapter may take.
+        verbose: Show the logs while they are written.
+
+    Raises:
+        LaunchError: A value is out of range.
+    """
+
+    checkpoint: Path | None = None
+    engine: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    num_frames: int = 80
+    max_frames: int = 128
+    allowed_local_media_path: tuple[Path, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 9997
+    triton_host: str = "127.0.0.1"
+    triton_http_port: int = 8000
+    triton_grpc_port: int = 8001
+    triton_metrics_port: int = 8002
+    decode_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    max_queue_size: int = 64
+    run_directory: Path | None = None
+    ready_timeout_s: float = 600.0
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine is not None and self.checkpoint is None:
+            raise LaunchError(
+                "--engine needs --checkpoint too: the vision tower comes from the checkpoint that the engine was made of"
+            )
+        if self.dtype not in DTYPES:
+            raise LaunchError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for flag, frames in (("--num-frames", self.num_frames), ("--max-frames", self.max_frames)):
+            if frames < 4 or frames % 4:
+                raise LaunchError(f"{flag} must be a positive multiple of 4 (the tower merges groups of 4 frames), got {frames}")
+        if self.num_frames > self.max_frames:
+            raise LaunchError(f"--num-frames {self.num_frames} is more than --max-frames {self.max_frames}")
+        for count, name in ((self.decode_workers, "decode_workers"), (self.max_queue_size, "max_queue_size")):
+            if count < 1:
+                raise LaunchError(f"{name} must be at least 1, got {count}")
+        for directory in self.allowed_local_media_path:
+            if not directory.is_dir():
+                raise LaunchError(f"--allowed-local-media-path {directory} is not a directory")
+            if os.pathsep in str(directory.resolve()):
+                raise LaunchError(f"--allowed-local-media-path {directory}: the path must not contain {os.pathsep!r}")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the tower and the embedded engine run: ``index`` None is the CPU."""
+
+    index: int | None
+
+    @property
+    def name(self) -> str:
+        """PyTorch's name: ``cpu`` or ``cuda:N``."""
+        return "cpu" if self.index is None else f"cuda:{self.index}"
+
+    @property
+    def default_dtype(self) -> str:
+        """What ``--dtype auto`` means here (bfloat16 is emulated, slowly, on most CPUs)."""
+        return "float32" if self.index is None else "bfloat16"

@@ -1,0 +1,120 @@
+"""Render the model repository for one run: parse each config.pbtxt, set this run's values, write it back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ._errors import LaunchError
+from ._options import Device
+
+_TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run sets in the repository; directories are absolute, ``dtype`` and ``device`` resolved."""
+
+    checkpoint: Path
+    engine: Path
+    device: Device
+    dtype: str
+    num_frames: int
+    max_frames: int
+    allowed_local_media_path: tuple[Path, ...]
+    decode_workers: int
+    max_queue_size: int
+
+    def parameters(self) -> dict[str, dict[str, str]]:
+        """Model name -> parameters of its config.pbtxt."""
+        return {
+            "preprocessing": {
+                "tokenizer_path": str(self.engine / "tokenizer.json"),
+                "engine_dir": str(self.engine),
+                "num_frames": str(self.num_frames),
+                "max_frames": str(self.max_frames),
+                "allowed_local_media_path": os.pathsep.join(str(path.resolve()) for path in self.allowed_local_media_path),
+                "decode_workers": str(self.decode_workers),
+                "max_queue_size": str(self.max_queue_size),
+            },
+            "vit": {
+                "checkpoint_dir": str(self.checkpoint),
+                "engine_dir": str(self.engine),
+                "dtype": self.dtype,
+                "device": self.device.name,
+            },
+            "tensorrt_llm": {
+                "gpt_model_path": str(self.engine),
+                "gpu_device_ids": "" if self.device.index is None else str(self.device.index),
+            },
+        }
+
+
+def render_repository(source: Path, target: Path, settings: RunSettings) -> list[str]:
+    """Write a copy of the repository ``source`` with the run's values into the new directory ``target``.
+
+    The copy stands for itself: a plain ``tritonserver --model-repository`` can run it.
+
+    Returns:
+        The names of the models, sorted.
+
+    Raises:
+        LaunchError: A config.pbtxt does not parse, or a model that the run has values for is absent.
+    """
+    parameters = settings.parameters()
+    names = sorted(path.parent.name for path in source.glob("*/config.pbtxt"))
+    if missing := sorted(set(parameters) - set(names)):
+        raise LaunchError(f"{source} is no complete model repository: {', '.join(missing)} missing")
+    for name in names:
+        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (target / name / "1").mkdir(exist_ok=True)  # an ensemble's version directory is empty, which git does not keep
+        config = read_config(source / name / "config.pbtxt")
+        set_parameters(config, parameters.get(name, {}))
+        _set_table_type(config, settings.dtype)
+        if name == "vit":
+            _set_instances(config, settings.device)
+        (target / name / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return names
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config.pbtxt into tritonclient's ``ModelConfig`` message.
+
+    Raises:
+        LaunchError: It does not parse; the message has line and column.
+    """
+    try:
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise LaunchError(f"{path}: {error}") from error
+
+
+def set_parameters(config: Any, values: Mapping[str, str]) -> None:
+    """Set ``parameters`` of a ModelConfig, the others stay."""
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+
+
+def _set_table_type(config: Any, dtype: str) -> None:
+    """The prompt table has the run's dtype wherever it is declared."""
+    for tensor in (*config.input, *config.output):
+        if tensor.name == "prompt_embedding_table":
+            tensor.data_type = model_config_pb2.DataType.Value(_TYPES[dtype])
+
+
+def _set_instances(config: Any, device: Device) -> None:
+    """Move the instance groups to the device, with their counts as they are."""
+    counts = [max(group.count, 1) for group in config.instance_group] or [1]
+    del config.instance_group[:]
+    for count in counts:
+        if device.index is None:
+            config.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
+        else:
+            config.instance_group.add(count=count, kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, gpus=[device.index])

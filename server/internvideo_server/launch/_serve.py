@@ -1,0 +1,198 @@
+"""Start the whole system, wait until it answers, stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+
+from ._artifacts import find_checkpoint, find_engine, project_home, resolve_dtype
+from ._backends import backend_directory
+from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
+from ._errors import LaunchError
+from ._options import ServeOptions
+from ._ports import resolve_ports
+from ._processes import Ended, Keeper, ProgramSpec, Run, tail
+from ._progress import InterruptedStartError, Progress, shown
+from ._readiness import wait_until_ready
+from ._repository import RunSettings, render_repository
+from ._tritonserver import find_tritonserver, resolve_device
+
+
+class RunningServer:
+    """A started system (context manager; leaving it stops everything).
+
+    Attributes:
+        openai_url: Base URL of the OpenAI API, ``http://host:port/v1``.
+        adapter_url: ``http://host:port`` (health, metrics of the adapter).
+        http_url: Triton's HTTP endpoint, ``http://host:port``.
+        grpc_url: Triton's gRPC endpoint as tritonclient takes it, ``host:port``.
+        metrics_url: Triton's Prometheus page.
+        repository: The rendered model repository.
+        backends: The backend directory.
+        engine: The engine directory.
+        logs: Log files by program (``tritonserver``, ``adapter``).
+    """
+
+    def __init__(
+        self, stack: ExitStack, keeper: Keeper, urls: dict[str, str], paths: dict[str, Path], logs: dict[str, Path]
+    ) -> None:
+        self._stack, self._keeper, self.logs = stack, keeper, logs
+        self.openai_url, self.adapter_url = urls["openai"], urls["adapter"]
+        self.http_url, self.grpc_url, self.metrics_url = urls["http"], urls["grpc"], urls["metrics"]
+        self.repository, self.backends, self.engine = paths["repository"], paths["backends"], paths["engine"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop()
+
+    def poll(self) -> Ended | None:
+        """What ended by itself and so ended the run, None while all is well."""
+        return self._keeper.poll()
+
+    def stop(self) -> None:
+        """End the adapter, then tritonserver, and remove what they leave. Idempotent."""
+        self._stack.close()
+
+
+def start(options: ServeOptions, report: Callable[[str], None] | None = None) -> RunningServer:
+    """Start everything and return when it answers. For tests and the demo; ``serve`` is the blocking form.
+
+    Args:
+        options: The settings.
+        report: Called with a line for people at each step.
+
+    Raises:
+        LaunchError: Something is missing, does not fit, or did not start; nothing is left running.
+    """
+    return _start(options, Progress(report=report) if report else Progress())
+
+
+def serve(options: ServeOptions) -> int:
+    """Run the system until SIGINT, SIGTERM or SIGHUP (main thread only); progress and URLs go to the terminal.
+
+    Returns:
+        The exit code: 0 after a signal, 1 when it could not start or a part of it ended by itself.
+    """
+    stop = threading.Event()
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    previous = {
+        number: signal.signal(number, lambda number, frame: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        began = time.monotonic()
+        progress = Progress(
+            report=lambda line: console.print(f"[dim]{time.monotonic() - began:6.1f} s[/]  {escape(line)}"),
+            interrupted=stop.is_set,
+        )
+        with _start(options, progress) as server:
+            console.print(_summary(server), soft_wrap=True)
+            while not stop.wait(0.2):
+                if ended := server.poll():
+                    last = tail(server.logs.get(ended.name))
+                    errors.print(f"[red]{escape(str(ended))}[/]; everything was stopped.{escape(last)}", soft_wrap=True)
+                    return 1
+            console.print("stopping")
+        return 0
+    except InterruptedStartError:
+        return 0
+    except LaunchError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _summary(server: RunningServer) -> str:
+    return (
+        f"\n  OpenAI API      {server.openai_url}\n  Triton HTTP     {server.http_url}\n  Triton gRPC     {server.grpc_url}\n"
+        f"  Triton metrics  {server.metrics_url}\n  repository      {server.repository}\n\nReady. Ctrl-C stops."
+    )
+
+
+def _start(options: ServeOptions, progress: Progress) -> RunningServer:
+    home = project_home()
+    device = resolve_device(options.device)
+    server = find_tritonserver()
+    ports = resolve_ports(
+        {
+            "--port": (options.host, options.port),
+            "--triton-http-port": (options.triton_host, options.triton_http_port),
+            "--triton-grpc-port": (options.triton_host, options.triton_grpc_port),
+            "--triton-metrics-port": (options.triton_host, options.triton_metrics_port),
+        }
+    )
+    with ExitStack() as stack:
+        run = stack.enter_context(Run())
+        checkpoint = find_checkpoint(options, run, home, progress)
+        engine = find_engine(options, checkpoint, device, run, home, progress)
+        settings = RunSettings(
+            checkpoint=checkpoint,
+            engine=engine,
+            device=device,
+            dtype=resolve_dtype(options, engine),
+            num_frames=options.num_frames,
+            max_frames=options.max_frames,
+            allowed_local_media_path=options.allowed_local_media_path,
+            decode_workers=options.decode_workers,
+            max_queue_size=options.max_queue_size,
+        )
+        directory = _output_directory(options, run)
+        models = render_repository(home / "model_repository", directory / "model_repository", settings)
+        backends = backend_directory(server, home / "server" / "backends", engine, directory / "backends")
+
+        triton = ProgramSpec(
+            "tritonserver",
+            triton_command(server, directory / "model_repository", backends, options.triton_host, ports, run.id, device.index),
+            server.environment(os.environ),
+            directory / "tritonserver.log",
+            grace_s=TRITON_EXIT_S + 4.0,
+        )
+        urls = endpoint_urls(options, ports)
+        adapter = ProgramSpec(
+            "adapter",
+            adapter_command(options, ports, urls["grpc"], engine),
+            os.environ,
+            directory / "adapter.log",
+            ADAPTER_EXIT_S,
+        )
+        progress.report(f"starting tritonserver ({device.name}, {settings.dtype}) and the OpenAI adapter")
+        keeper = run.keep([triton, adapter])
+        stack.callback(keeper.stop)
+        logs = {program.name: program.log for program in (triton, adapter) if program.log}
+        if options.verbose:
+            stack.enter_context(shown(list(logs.values())))
+        wait_until_ready(
+            keeper,
+            {"tritonserver": f"{urls['http']}/v2/health/ready", "adapter": f"{urls['adapter']}/health/ready"},
+            logs,
+            models,
+            options.ready_timeout_s,
+            progress,
+        )
+        paths = {"repository": directory / "model_repository", "backends": backends, "engine": engine}
+        return RunningServer(stack.pop_all(), keeper, urls, paths, logs)
+
+
+def _output_directory(options: ServeOptions, run: Run) -> Path:
+    """Where this run's files go: the given directory, which must be new or empty, or the run's own."""
+    if options.run_directory is None:
+        return run.directory
+    directory = options.run_directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise LaunchError(f"--run-directory {directory} is not empty")
+    return directory

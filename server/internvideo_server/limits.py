@@ -1,0 +1,94 @@
+"""The engine's limits: one home for both engines, ``config.json`` of the engine directory.
+
+The form is ``trtllm-build``'s own (``build_config`` and ``pretrained_config``), so an engine built by TensorRT-LLM and the
+directory that ``build_scripts/export_llm.py`` writes for the embedded engine are read alike.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Dynamic NTK scaling changes nothing up to the model's trained length, so the export drops it; beyond, positions would be wrong.
+MAX_POSITIONS = 32768
+
+
+class LimitsError(ValueError):
+    """The engine directory's config.json is missing, broken or asks for the impossible."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What one engine can take. Lengths are in tokens.
+
+    ``max_prompt_embedding_table_size`` is shared by the whole batch: a request may bring ``max_rows`` rows
+    (TensorRT-LLM, promptTuningBuffers.cpp: table size // max_batch_size).
+    """
+
+    dtype: str  # "float32" | "float16" | "bfloat16"
+    vocab_size: int
+    hidden_size: int
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+    max_prompt_embedding_table_size: int
+
+    def __post_init__(self) -> None:
+        if self.max_seq_len > MAX_POSITIONS:
+            raise LimitsError(
+                f"max_seq_len {self.max_seq_len} > {MAX_POSITIONS}: rope_scaling is exported as null, exact up to there"
+            )
+        if self.max_input_len >= self.max_seq_len:
+            raise LimitsError(f"max_input_len {self.max_input_len} must be smaller than max_seq_len {self.max_seq_len}")
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one request's prompt_embedding_table."""
+        return self.max_prompt_embedding_table_size // self.max_batch_size
+
+    @classmethod
+    def from_engine_dir(cls, engine_dir: Path) -> EngineLimits:
+        """Read ``config.json`` of an engine directory.
+
+        Raises:
+            LimitsError: The file is missing, is not JSON or lacks a field.
+        """
+        path = engine_dir / "config.json"
+        try:
+            document = json.loads(path.read_text())
+            pretrained, build = document["pretrained_config"], document["build_config"]
+            return cls(
+                dtype=pretrained["dtype"],
+                vocab_size=pretrained["vocab_size"],
+                hidden_size=pretrained["hidden_size"],
+                max_batch_size=build["max_batch_size"],
+                max_input_len=build["max_input_len"],
+                max_seq_len=build["max_seq_len"],
+                max_num_tokens=build["max_num_tokens"],
+                max_prompt_embedding_table_size=build["max_prompt_embedding_table_size"],
+            )
+        except FileNotFoundError as error:
+            raise LimitsError(f"{path} does not exist: make the engine directory with build_scripts/export_llm.py") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise LimitsError(f"{path} is no engine config.json: {error!r}") from error
+
+    def to_document(self) -> dict[str, Any]:
+        """The ``config.json`` form."""
+        return {
+            "pretrained_config": {
+                "architecture": "LlamaForCausalLM",
+                "dtype": self.dtype,
+                "vocab_size": self.vocab_size,
+                "hidden_size": self.hidden_size,
+            },
+            "build_config": {
+                "max_batch_size": self.max_batch_size,
+                "max_input_len": self.max_input_len,
+                "max_seq_len": self.max_seq_len,
+                "max_num_tokens": self.max_num_tokens,
+                "max_prompt_embedding_table_size": self.max_prompt_embedding_table_size,
+            },
+        }

@@ -1,0 +1,67 @@
+"""Which network addresses may be reached for a request: public ones, and each connection goes to the address that was checked."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+import httpcore2
+
+from internvideo_server.errors import ErrorCode, ServingError
+from internvideo_server.media._policy import MediaPolicy
+
+_NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))  # IPv4 hosts behind a gateway
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the public internet, however it is written.
+
+    Args:
+        address: Numeric, as ``getaddrinfo`` gives it. Addresses that carry an IPv4 address inside (mapped, 6to4, Teredo,
+            NAT64) are never public: they are another way to write what may be private.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local or any(ip in network for network in _NAT64):
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback or ip.is_link_local)
+
+
+class CheckedBackend(httpcore2.NetworkBackend):
+    """Connects to a host's address after looking at it: no second look-up comes between check and use (DNS rebinding).
+
+    TLS still asks for the host's name, because only the TCP connection is made by address.
+    """
+
+    def __init__(self, policy: MediaPolicy, param: str | None) -> None:
+        self._policy = policy
+        self._param = param
+        self._plain = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """See httpcore. All addresses of the host must be allowed; they are tried in the resolver's order."""
+        addresses = self._checked_addresses(host, port)
+        for address in addresses[:-1]:
+            try:
+                return self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+        return self._plain.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+
+    def _checked_addresses(self, host: str, port: int) -> list[str]:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError, OverflowError):
+            raise httpcore2.ConnectError("unknown host") from None
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if not self._policy.allow_private_addresses and not all(map(is_public, addresses)):
+            raise ServingError(ErrorCode.PERMISSION_DENIED, "the URL's host is not on the public internet", self._param)
+        return addresses

@@ -1,0 +1,10 @@
+"""The vision tower: frames in, embeddings for the LLM's prompt table out.
+
+uint8 frames -> normalise -> InternViT -> pixel shuffle -> HiCo token merging over groups of 4 frames -> projector,
+16 rows of the LLM's hidden size a frame.
+"""
+
+from internvideo_server.vision._config import TOKENS_PER_FRAME, VisionConfig
+from internvideo_server.vision._model import Stopped, VisionModel
+
+__all__ = ["TOKENS_PER_FRAME", "Stopped", "VisionConfig", "VisionModel"]

@@ -1,0 +1,157 @@
+"""Worker threads behind a Triton Python model, with a bounded queue and `stop` by request id.
+
+Triton passes a cancelled call on to a model that is called alone, but not to a running step of an ensemble (seen with 2.51).
+So every model of the chain takes a request with ``stop`` = true and the id of the work to end, as NVIDIA's backend does. For
+that, ``execute`` must return while work is under way: the answer is sent later through the request's response sender.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from ..errors import ErrorCode, ServingError
+
+_log = logging.getLogger(__name__)
+_CANCEL_CHECK_SECONDS = 0.05
+
+
+class Job:
+    """One request at work.
+
+    Args:
+        request: The Triton request. Its tensors are dropped before the answer is sent: a view of them that is still
+            referenced then keeps the stub from ending.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self.request_id: str = request.request_id()
+        self.request: Any = request
+        self._sender: Any = request.get_response_sender()
+        self._stopped = threading.Event()
+        self._next_check = 0.0
+
+    def stop(self) -> None:
+        """Ask for the end of the work."""
+        self._stopped.set()
+
+    def is_set(self) -> bool:
+        """`should_stop` under the name by which media.Budget asks."""
+        return self.should_stop()
+
+    def should_stop(self) -> bool:
+        """Whether nobody waits for the answer any more: `stop` came, or a direct call was cancelled."""
+        if not self._stopped.is_set() and time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + _CANCEL_CHECK_SECONDS
+            if self._sender.is_cancelled():
+                self._stopped.set()
+        return self._stopped.is_set()
+
+    def answer(self, tensors: list[Any]) -> None:
+        """Send the one response."""
+        self._respond(pb_utils.InferenceResponse(output_tensors=tensors))
+
+    def fail(self, error: ServingError) -> None:
+        """Send the error as the one response."""
+        self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(error.text, _triton_code(error.code))))
+
+    def _respond(self, response: Any) -> None:
+        self.request = None
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class WorkerPool:
+    """Runs ``handle`` for each request on one of ``workers`` threads and answers with what it returns.
+
+    Args:
+        name: Of the model, for threads and messages.
+        handle: Job -> output tensors. May raise ServingError; anything else is answered as INTERNAL and logged.
+        workers: Requests at work at once.
+        max_queue_size: Requests that may wait beside them; 0 = no limit.
+    """
+
+    def __init__(self, name: str, handle: Callable[[Job], list[Any]], *, workers: int, max_queue_size: int) -> None:
+        self._name, self._handle = name, handle
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._limit = max_queue_size + workers if max_queue_size else 0
+        self._jobs: set[Job] = set()  # waiting and at work
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """The body of a model's ``execute``: take each request, or end the one that a `stop` request names."""
+        for request in requests:
+            stop = pb_utils.get_input_tensor_by_name(request, "stop")
+            job = Job(request)
+            if stop is not None and stop.as_numpy().any():
+                self._stop(job)
+            else:
+                self._submit(job)
+
+    def close(self) -> None:
+        """End the work under way and the threads."""
+        with self._lock:
+            for job in self._jobs:
+                job.stop()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _stop(self, stop: Job) -> None:
+        if not stop.request_id:
+            stop.fail(ServingError(ErrorCode.INVALID_ARGUMENT, "Trying to stop a request but request ID is not provided"))
+            return
+        with self._lock:
+            for job in self._jobs:
+                if job.request_id == stop.request_id:
+                    job.stop()
+        stop.answer([])  # an answer of the FINAL flag alone leaves Triton 2.51 unable to end
+
+    def _submit(self, job: Job) -> None:
+        with self._lock:
+            full = self._limit and len(self._jobs) >= self._limit
+            if not full:
+                self._jobs.add(job)
+        if full:
+            text = f"{self._name} has {self._limit} requests at work and waiting, its limit; try again later"
+            job.fail(ServingError(ErrorCode.RESOURCE_EXHAUSTED, text))
+        else:
+            self._queue.put(job)
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                tensors = None if job.should_stop() else self._handle(job)
+                error = ServingError(ErrorCode.CANCELLED, "the request was stopped") if tensors is None else None
+            except ServingError as caught:
+                tensors, error = None, caught
+            except Exception as caught:  # a fault of this request must not end the worker
+                _log.exception("%s: request %s failed", self._name, job.request_id)
+                tensors, error = None, ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
+            with self._lock:
+                self._jobs.discard(job)
+            if error is not None:
+                job.fail(error)
+            else:
+                job.answer(tensors or [])
+            del job, tensors, error
+
+
+def _triton_code(code: ErrorCode) -> Any:
+    # TritonError knows fewer codes than gRPC; the text carries ours.
+    names = {
+        ErrorCode.INVALID_ARGUMENT: "INVALID_ARG",
+        ErrorCode.PERMISSION_DENIED: "INVALID_ARG",
+        ErrorCode.RESOURCE_EXHAUSTED: "UNAVAILABLE",
+        ErrorCode.DEADLINE_EXCEEDED: "UNAVAILABLE",
+    }
+    return getattr(pb_utils.TritonError, names.get(code, str(code)))

@@ -1,0 +1,122 @@
+"""Chat completions through real sockets: `openai` SDK and plain HTTP in front, a scripted Triton behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from tests.fake_triton import PROMPT_TOKENS, FakeTriton, Step, byte_ids, piece, running
+
+MODEL = "InternVideo2_5"
+OLD_CURL = """{"model": "InternVideo2_5", "messages": [{"role": "user", "content": [
+  {"type": "text", "text": "详细描述一下这个视频的内容。"},
+  {"type": "video_url", "video_url": {"url": "file:///tmp/InternVideo2_5_Chat_8B/red-panda.mp4"}}]}], "max_tokens": 256}"""
+QUESTION = [{"role": "user", "content": "What is this?"}]
+
+
+@pytest.fixture
+def fake() -> FakeTriton:
+    return FakeTriton()
+
+
+@pytest.fixture
+def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
+    with running(fake, tmp_path) as base:
+        yield base
+
+
+@pytest.fixture
+def sdk(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def words(*texts: str) -> list[Step]:
+    return [Step([piece(text)]) for text in texts]
+
+
+def test_old_curl_gets_its_answer(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("红"), piece("熊猫")]), Step([]), Step([piece(".")])]
+    response = httpx2.post(f"{url}/v1/chat/completions", content=OLD_CURL.encode(), headers={"Content-Type": "application/json"})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["object"] == "chat.completion" and answer["model"] == MODEL
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "红熊猫."},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"] == {
+        "prompt_tokens": PROMPT_TOKENS,
+        "completion_tokens": 3,
+        "total_tokens": PROMPT_TOKENS + 3,
+    }
+    sent = fake.requests[0]
+    assert sent["messages"] == json.loads(OLD_CURL)["messages"]
+    assert sent["request_output_len"] == 256 and sent["streaming"] and sent["runtime_top_k"] == 1
+    assert "temperature" not in sent
+    assert answer["id"] == f"chatcmpl-{sent['id']}"
+
+
+def test_stream_is_role_text_reason_usage_done(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    fake.script = words("Hello", "▁world", ".")
+    stream = sdk.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].delta.content for chunk in chunks[1:-2]] == ["Hello", " world", "."]
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * 4 + ["stop"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 3
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_stream_on_the_wire_ends_in_done(fake: FakeTriton, url: str) -> None:
+    fake.script = words("Hello")
+    body = {"model": MODEL, "messages": QUESTION, "stream": True}
+    response = httpx2.post(f"{url}/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events[-1] == "" and events[-2] == "data: [DONE]"
+    parsed = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert [event["choices"][0]["finish_reason"] for event in parsed] == [None, None, "stop"]
+    assert all("usage" not in event for event in parsed)
+
+
+def test_half_characters_are_held_until_complete(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    emoji = byte_ids("😀".encode())
+    fake.script = [Step([piece("Hello")]), Step(emoji[:2]), Step(emoji[2:]), Step([piece(".")])]
+    stream = sdk.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+    assert [c.choices[0].delta.content for c in stream if c.choices[0].delta.content] == ["Hello", "😀", "."]
+
+
+def test_stop_string_across_tokens_is_not_leaked_and_ends_the_work(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    fake.script = [*words("Hello", "E", "N", "▁red", "E", "N", "D", "▁pandas"), Step(silent=True)]
+    stream = sdk.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, stop="END")
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "HelloEN red"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert fake.cancelled.wait(1)
+
+
+def test_finish_reason_is_length_at_the_limit(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    fake.script = words("Hello", "▁world")
+    answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=2)
+    assert answer.choices[0].finish_reason == "length"
+    fake.script = [Step([piece("Hello")]), Step([2])]  # </s>, a stop word, as the last token allowed
+    answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=2)
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("stop", "Hello")
+
+
+def test_finish_reason_is_length_at_the_end_of_the_context(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    fake.script = words("Hello", "▁world", "▁two", "▁red", "▁pandas", ".")
+    answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION)
+    assert answer.choices[0].finish_reason == "length"
+    assert fake.requests[0]["request_output_len"] == -1

@@ -1,0 +1,247 @@
+"""What goes wrong, and what the client hears of it; clients that leave; readiness."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.fake_triton import FakeTriton, Step, piece, running
+
+MODEL = "InternVideo2_5"
+CHAIN = {"preprocessing", "vit", "tensorrt_llm"}
+QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "What is this?"}]}
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def fake() -> FakeTriton:
+    return FakeTriton()
+
+
+@pytest.fixture
+def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
+    limits = {"max_body_bytes": 10_000, "first_token_timeout_s": 0.6, "inactivity_timeout_s": 0.3}
+    with running(fake, tmp_path, **limits) as base:
+        yield base
+
+
+def post(url: str, body: dict[str, Any]) -> httpx2.Response:
+    return httpx2.post(f"{url}/v1/chat/completions", json=body)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        threading.Event().wait(0.005)
+    return met
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("text", "status", "param", "message"),
+    [
+        (
+            "in ensemble 'internvideo2_5', [INVALID_ARGUMENT param=messages.0.content.1.video_url.num_frames] not 3",
+            400,
+            "messages.0.content.1.video_url.num_frames",
+            "not 3",
+        ),
+        ("in ensemble 'internvideo2_5', [PERMISSION_DENIED] outside", 403, None, "outside"),
+        ("[NOT_FOUND] no such file", 404, None, "no such file"),
+        ("[RESOURCE_EXHAUSTED] 64 requests wait", 429, None, "64 requests wait"),
+        ("in ensemble 'x', tensorrt_llm: Exceeds maximum queue size", 429, None, None),
+        ("in ensemble 'x', Request timeout expired", 504, None, None),
+        ("in ensemble 'x', Stub process 'vit_0_0' is not healthy.", 503, None, None),
+        ("/secret/path is broken", 500, None, "the server failed to answer this request; its log holds the reason"),
+    ],
+)
+def test_fault_before_the_first_token_has_its_own_status(
+    fake: FakeTriton, url: str, stream: bool, text: str, status: int, param: str | None, message: str | None
+) -> None:
+    fake.script = [Step(error=text)]
+    response = post(url, QUESTION | {"stream": stream})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert message is None or error["message"] == message
+    assert ("retry-after" in response.headers) == (status in (429, 503))
+
+
+def test_fault_in_the_stream_is_an_event_and_the_stream_still_ends(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("Hello")]), Step(error="[INTERNAL] out of memory")]
+    response = post(url, QUESTION | {"stream": True})
+    assert response.status_code == 200
+    *_, error, done = [event for event in response.text.split("\n\n") if event]
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == "out of memory"
+    assert done == "data: [DONE]"
+
+
+def test_sdk_raises_the_fault_of_a_stream(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("Hello")]), Step(error="[INTERNAL] out of memory")]
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.chat.completions.create(**QUESTION, stream=True)
+        with pytest.raises(openai.APIError, match="out of memory"):
+            list(stream)
+
+
+@pytest.mark.parametrize("script", [[Step(silent=True)], [Step([piece("Hello")]), Step(silent=True)]])
+def test_silence_ends_the_request_and_its_work(fake: FakeTriton, url: str, script: list[Step]) -> None:
+    fake.script = script
+    response = post(url, QUESTION)
+    assert response.status_code == 504
+    assert eventually(lambda: {model for model, *_ in fake.stops} == CHAIN)
+
+
+def test_cancel_by_the_server_is_an_error_not_a_hang(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("Hello")]), Step(abort="CANCELLED")]
+    assert post(url, QUESTION).status_code == 499
+
+
+def test_stream_cut_before_its_end_is_an_error(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("Hello")]), Step(cut=True)]
+    assert post(url, QUESTION).status_code == 500
+
+
+def test_server_that_is_away_is_503(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step(abort="UNAVAILABLE")]
+    assert post(url, QUESTION).status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_client_that_leaves_ends_the_work_of_every_model(
+    fake: FakeTriton, tmp_path: Path, stream: bool, tokens_first: bool
+) -> None:
+    fake.script = [Step([piece("Hello")])] * tokens_first + [Step(silent=True)]
+    with running(fake, tmp_path) as url:
+        host, port = url.removeprefix("http://").split(":")
+        body = json.dumps(QUESTION | {"stream": stream})
+        request = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(f"{request}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            assert fake.reached.wait(5)
+            if stream and tokens_first:
+                while b"Hello" not in client.recv(65536):
+                    pass
+        left = time.monotonic()
+        assert fake.cancelled.wait(2)
+        assert eventually(lambda: {model for model, *_ in fake.stops} == CHAIN)
+        request_id = fake.requests[0]["id"]
+        assert {identity for _, identity, _ in fake.stops} == {request_id}
+        assert max(when for _, _, when in fake.stops[:3]) - left < 0.5
+        # A second round reaches a step that was only being handed over when the first came.
+        assert eventually(lambda: len(fake.stops) == 6)
+
+
+def test_answer_that_ends_by_itself_needs_no_stop(fake: FakeTriton, tmp_path: Path) -> None:
+    fake.script = [Step([piece("Hello")])]
+    with running(fake, tmp_path) as url:
+        assert post(url, QUESTION).status_code == 200
+    assert fake.stops == []
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages.0"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 3}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 2}, "n"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["a", ""]}, "stop.1"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+    ],
+)
+def test_invalid_field_is_400_and_named(fake: FakeTriton, url: str, change: dict[str, Any], param: str) -> None:
+    response = httpx2.post(f"{url}/v1/chat/completions", content=json.dumps(QUESTION | change), headers=JSON)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]", b"null", b"[" * 5000, b'"' + b"x" * 100])
+def test_malformed_body_is_400(url: str, body: bytes) -> None:
+    response = httpx2.post(f"{url}/v1/chat/completions", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+def test_nan_is_refused(url: str) -> None:
+    body = json.dumps(QUESTION | {"temperature": float("nan")})
+    response = httpx2.post(f"{url}/v1/chat/completions", content=body, headers=JSON)
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_body_too_large_is_413(url: str, declared: bool) -> None:
+    body = b"x" * 20_000
+    content: Any = body if declared else iter([body[:9_000], body[9_000:]])
+    response = httpx2.post(f"{url}/v1/chat/completions", content=content, headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_unknown_model_is_404(url: str) -> None:
+    response = httpx2.post(f"{url}/v1/chat/completions", content=json.dumps(QUESTION | {"model": "gpt\ud800"}), headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_unknown_path_and_method_have_an_openai_body(url: str) -> None:
+    assert httpx2.get(f"{url}/v1/nothing").json()["error"]["code"] == "unknown_path"
+    response = httpx2.get(f"{url}/v1/chat/completions")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+def test_models_are_listed(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).owned_by == "OpenGVLab"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("other")
+
+
+@pytest.mark.parametrize("name", ["server", "internvideo2_5", "preprocessing", "vit", "tensorrt_llm"])
+def test_not_ready_while_something_is_not_loaded(fake: FakeTriton, url: str, name: str) -> None:
+    fake.not_ready = {name}
+    assert httpx2.get(f"{url}/health/live").status_code == 200
+    assert httpx2.get(f"{url}/health/ready").status_code == 503
+    fake.not_ready = set()
+    assert httpx2.get(f"{url}/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("model", sorted(CHAIN))
+def test_dead_process_of_a_model_is_not_ready(fake: FakeTriton, url: str, model: str) -> None:
+    fake.dead = {model}
+    response = httpx2.get(f"{url}/health/ready")
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == f"{model} does not answer"
+
+
+def test_metrics_count_requests_by_their_end(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("Hello")])]
+    post(url, QUESTION)
+    fake.script = [Step(error="[NOT_FOUND] no such file")]
+    post(url, QUESTION)
+    text = httpx2.get(f"{url}/metrics").text
+    for line in (
+        'internvideo_requests_total{status="200"} 1.0',
+        'internvideo_requests_total{status="404"} 1.0',
+        "internvideo_requests_in_flight 0.0",
+        "internvideo_completion_tokens_total 1.0",
+        "internvideo_time_to_first_token_seconds_count 1.0",
+    ):
+        assert line in text
