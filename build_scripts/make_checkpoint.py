@@ -63,14 +63,14 @@ def make_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: remove it or choose another --out")
     dimensions = DIMENSIONS[size]
-    dtype = dtype or (Dtype.FLOAT32 if size is Size.TINY else Dtype.BFLOAT16)
+    dtype = dtype or (Dtype.FLOAT32 if size == Size.TINY else Dtype.BFLOAT16)
     parts = _split(list(tensor_specs(dimensions)), dtype, shards)
 
     part_dir = out.parent / f".{out.name}.{os.getpid()}.part"  # nobody finds half a checkpoint under the final name
     part_dir.mkdir(parents=True)
     try:
         end_ids = write_tokenizer(part_dir, dimensions.vocab_size, seed, tokenizer_model)
-        _write_json(part_dir / "config.json", model_config(dimensions, dtype.value))
+        _write_json(part_dir / "config.json", model_config(dimensions, str(dtype)))
         generation = {"_from_model_config": True, "eos_token_id": end_ids, "transformers_version": "4.37.2"}
         _write_json(part_dir / "generation_config.json", generation)
         _write_weights(part_dir, parts, dtype, seed)

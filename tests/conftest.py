@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from build_scripts.make_checkpoint import make_checkpoint
+from internvideo_server.launch import RunningServer, ServeOptions, start
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,3 +26,37 @@ def shared_dir() -> Path:
 def golden(shared_dir: Path) -> Path:
     """The golden case: a tiny checkpoint in the real layout, and what the original code computed with it."""
     return shared_dir / "golden" / "tiny_s7"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint of the project's own, in the real file layout."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_checkpoint(path, size="tiny", seed=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``file://`` URLs may name at the session's server: tests may put files there."""
+    path = tmp_path_factory.mktemp("media")
+    for video in (ROOT / "tests" / "data").glob("*.*[4m]"):
+        shutil.copy(video, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The whole system on free ports, once a session."""
+    options = ServeOptions(
+        checkpoint=checkpoint,
+        device="cpu",
+        port=0,
+        triton_http_port=0,
+        triton_grpc_port=0,
+        triton_metrics_port=0,
+        allowed_local_media_path=(media_dir,),
+        run_directory=tmp_path_factory.mktemp("run"),
+    )
+    with start(options) as running:
+        yield running

@@ -49,8 +49,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/health/ready" else 404)
+        self.send_response({status})
         self.end_headers()
+        self.wfile.write(b"no engine")
 
     def log_message(self, *args):
         pass
@@ -88,7 +89,7 @@ class Lab:
             _write(self.home / "model_repository" / name / "config.pbtxt", CONFIG.format(backend=backend))
             _write(self.home / "model_repository" / name / "1" / "model.py", MODEL)
         _write(self.home / "server" / "backends" / "tensorrtllm" / "model.py", MODEL)
-        _write(self.python_path / "internvideo_client" / "adapter.py", ADAPTER)
+        _write(self.python_path / "internvideo_client" / "adapter.py", ADAPTER.format(status=200))
         self.checkpoint.mkdir()
         _write(self.engine / "llama" / "config.json", "{}")
         _write(self.engine / "tokenizer.json", "{}")
@@ -102,6 +103,9 @@ class Lab:
 
     def break_model(self, name: str) -> None:
         _write(self.home / "model_repository" / name / "1" / "model.py", BROKEN_MODEL)
+
+    def break_adapter(self) -> None:
+        _write(self.python_path / "internvideo_client" / "adapter.py", ADAPTER.format(status=503))
 
     def slow_model(self, name: str) -> None:
         """A model that does not finish loading."""

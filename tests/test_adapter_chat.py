@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -120,3 +122,53 @@ def test_finish_reason_is_length_at_the_end_of_the_context(fake: FakeTriton, sdk
     answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION)
     assert answer.choices[0].finish_reason == "length"
     assert fake.requests[0]["request_output_len"] == -1
+
+
+def test_greedy_is_top_k_1_and_sampling_fields_reach_the_engine_under_its_names(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    fake.script = words("Hello")
+    ask = functools.partial(sdk.chat.completions.create, model=MODEL, messages=QUESTION)
+    ask(temperature=0, top_p=0.5, seed=1)
+    ask(temperature=1, top_p=0.5, seed=-1, presence_penalty=0.5, extra_body={"top_k": 20, "repetition_penalty": 1.5})
+    ask(temperature=0.7, extra_body={"top_k": -1})
+    ask(temperature=0.7, max_completion_tokens=5, max_tokens=9)
+    greedy, full, all_tokens, limited = fake.requests
+    assert greedy["runtime_top_k"] == 1
+    assert not {"temperature", "runtime_top_p", "seed"} & set(greedy)
+    assert full["runtime_top_k"] == 20 and full["seed"] == 2**64 - 1
+    assert (full["temperature"], full["runtime_top_p"]) == (1.0, 0.5)
+    assert (full["presence_penalty"], full["repetition_penalty"]) == (0.5, 1.5)
+    assert all_tokens["runtime_top_k"] == 0
+    assert limited["seed"] != all_tokens["seed"], "another seed each time where none is given"
+    assert limited["request_output_len"] == 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probs_are_each_tokens_own(fake: FakeTriton, sdk: openai.OpenAI, stream: bool) -> None:
+    fake.script = [
+        Step([piece("红")], log_probs=[-0.5]),
+        Step([piece("E"), piece(".")], log_probs=[-0.5, -1.0, -2.0]),  # cumulative, as TensorRT-LLM gives them
+    ]
+    answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION, logprobs=True, stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+    assert [(entry.token, entry.logprob) for entry in entries] == [("红", -0.5), ("E", -1.0), (".", -2.0)]
+    assert entries[0].bytes == list("红".encode())
+    assert fake.requests[0]["return_log_probs"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_plain_and_streamed_answers_are_equal(fake: FakeTriton, sdk: openai.OpenAI, batch: int) -> None:
+    ids = [piece("Hello"), *byte_ids(b"\xff\xe4\xb8\xad\xe4"), piece("▁red"), 2, *byte_ids("é".encode()), *byte_ids(b"\xf0\x9f")]
+    fake.script = [Step(ids[i : i + batch]) for i in range(0, len(ids), batch)]
+    ask = functools.partial(sdk.chat.completions.create, model=MODEL, messages=QUESTION, max_tokens=100)
+    plain = ask().choices[0].message.content
+    assert plain == "Hello\ufffd中\ufffd redé\ufffd\ufffd"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in ask(stream=True)) == plain
+
+
+def test_requests_at_once_get_their_own_answers(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    fake.script = words("Hello", "▁world")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: sdk.chat.completions.create(model=MODEL, messages=QUESTION), range(8)))
+    assert {answer.choices[0].message.content for answer in answers} == {"Hello world"}
+    assert len({answer.id for answer in answers}) == len({request["id"] for request in fake.requests}) == 8

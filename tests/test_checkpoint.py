@@ -139,7 +139,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "wrong vocabulary": (
         lambda p: _edit_json(p / "config.json", lambda d: d["llm_config"].update(vocab_size=1515)),
-        r"has 1516 rows, but config\.json says llm_config\.vocab_size 1515",
+        r"is \[1516, 64\], llm_config's vocab_size and hidden_size are \[1515, 64\]",
+    ),
+    "no hidden size": (
+        lambda p: _edit_json(p / "config.json", lambda d: d["llm_config"].pop("hidden_size")),
+        r"vocab_size and hidden_size are \[1516, None\]",
     ),
     "quantised": (_quantise, "weights are I8"),
 }

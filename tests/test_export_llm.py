@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
+from build_scripts import _internlm2_to_llama
 from build_scripts import export_llm as export_module
 from build_scripts import make_checkpoint as make_checkpoint_module
 from build_scripts.export_llm import Dtype, export_llm
@@ -131,7 +132,7 @@ def test_engine_directory_is_whole(tiny: Path, engine: Path) -> None:
     assert llama["rope_theta"] == 1000000
     assert json.loads((engine / "llama/generation_config.json").read_text())["eos_token_id"] == [1498, 1499]
     assert json.loads((engine / "tokenizer.json").read_text())["model"]["type"] == "BPE"
-    assert {file.name for file in engine.iterdir()} == {".lock", "config.json", "llama", "tokenizer.json"}
+    assert {file.name for file in engine.iterdir()} == {".lock", "config.json", "llama", "source.json", "tokenizer.json"}
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in engine.rglob("*"))
 
 
@@ -171,7 +172,7 @@ def test_auto_dtype_is_the_checkpoints(tmp_path: Path) -> None:
 
 def test_shards_in_and_out_do_not_change_the_weights(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path / "sharded", shards=4)
-    monkeypatch.setattr(export_module, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(_internlm2_to_llama, "MAX_SHARD_BYTES", 100_000)
     export_llm(tmp_path / "sharded", tmp_path / "e")
     files = sorted((tmp_path / "e/llama").glob("*.safetensors"))
     assert len(files) > 3
@@ -183,10 +184,11 @@ def test_shards_in_and_out_do_not_change_the_weights(engine: Path, tmp_path: Pat
 
 
 def _inodes(engine: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_ino for file in (engine / "llama").iterdir()}
+    files = [engine / "tokenizer.json", *(engine / "llama").iterdir()]
+    return {file.name: file.stat().st_ino for file in files}
 
 
-def test_current_weights_stay_while_limits_follow(tiny: Path, tmp_path: Path) -> None:
+def test_current_files_stay_while_limits_follow(tiny: Path, tmp_path: Path) -> None:
     export_llm(tiny, tmp_path / "e")
     before = _inodes(tmp_path / "e")
     export_llm(tiny, tmp_path / "e", max_batch_size=2)
@@ -234,7 +236,7 @@ def test_a_failed_export_leaves_no_engine(tiny: Path, tmp_path: Path, monkeypatc
     def disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "save_file", disk_full)
+    monkeypatch.setattr(_internlm2_to_llama, "save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         export_llm(tiny, tmp_path / "e", dtype=Dtype.FLOAT16)
     with pytest.raises(LimitsError):
@@ -242,6 +244,22 @@ def test_a_failed_export_leaves_no_engine(tiny: Path, tmp_path: Path, monkeypatc
     monkeypatch.undo()
     export_llm(tiny, tmp_path / "e", dtype=Dtype.FLOAT16)
     assert _load(tmp_path / "e").dtype == torch.float16
+
+
+def test_an_export_that_ends_between_weights_and_tokenizer_does_not_pass_for_the_old_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_llm(tiny, tmp_path / "e")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("build_scripts.export_tokenizer.export_tokenizer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_llm(tiny, tmp_path / "e", dtype=Dtype.FLOAT16)
+    monkeypatch.undo()
+    assert export_llm(tiny, tmp_path / "e").dtype == "float32"
+    assert _load(tmp_path / "e").dtype == torch.float32
 
 
 def test_an_export_holds_the_directory_for_itself(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +273,7 @@ def test_an_export_holds_the_directory_for_itself(tiny: Path, tmp_path: Path, mo
                 held.append(file.name)
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(export_module, "save_file", write)
+    monkeypatch.setattr(_internlm2_to_llama, "save_file", write)
     export_llm(tiny, tmp_path / "e")
     assert held == ["1.part"]
     with (tmp_path / "e/.lock").open("w") as lock:
@@ -331,3 +349,13 @@ def test_command_line_names_the_fault(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(tmp_path / "no"), "--out", str(tmp_path / "e")])
     assert result.exit_code == 1
     assert result.stderr == f"error: {tmp_path / 'no'} is no directory: give the folder that holds config.json\n"
+
+
+def test_a_current_engine_is_found_without_torch(tiny: Path, engine: Path) -> None:
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from pathlib import Path\n"
+        "from build_scripts.export_llm import export_llm\n"
+        "export_llm(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tiny), str(engine)], check=True, cwd=ROOT, timeout=60)

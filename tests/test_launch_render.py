@@ -49,6 +49,7 @@ def settings_of(lab: Lab, device: Device, dtype: str, allowed: tuple[Path, ...] 
         ({"dtype": "int8"}, "--dtype must be one of"),
         ({"allowed_local_media_path": (Path("/no/such/directory"),)}, "/no/such/directory is not a directory"),
         ({"engine": Path("/engine")}, "--engine needs --checkpoint"),
+        ({"checkpoint": Path("/no/such/checkpoint")}, "--checkpoint /no/such/checkpoint is not a directory"),
         ({"decode_workers": 0}, "decode_workers must be at least 1"),
     ],
 )
@@ -351,18 +352,18 @@ def test_only_empty_environment_directories_that_no_living_server_can_own_are_re
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
-    ages = {"before": -100.0, "during": -50.0, "other": -10.0}
+    # The run began 60 s ago; a server started 300 s ago and one started 15 s ago are alive.
+    ages = {"before": -100.0, "orphan": -50.0, "foreign": -10.0, "full": -50.0}
     for name, age in ages.items():
         directory = tmp_path / f"python_env_{name:_<6.6}"
         directory.mkdir()
+        if name == "full":
+            (directory / "file").write_text("")
         os.utime(directory, (now + age, now + age))
-    full = tmp_path / "python_env_fullxx"
-    full.mkdir()
-    (full / "file").write_text("")
-    os.utime(full, (now - 50, now - 50))
     monkeypatch.setattr(_keeper, "_PYTHON_ENVS", tmp_path)
-    monkeypatch.setattr(_keeper, "_tritonserver_starts", lambda: iter([now - 20]))
+    monkeypatch.setattr(_keeper, "_tritonserver_starts", lambda: iter([now - 300, now - 15]))
 
     _keeper.remove_remains("0" * 8, since=now - 60)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["python_env_before", "python_env_fullxx", "python_env_other_"]
+    left = {path.name.removeprefix("python_env_").rstrip("_") for path in tmp_path.iterdir()}
+    assert left == {"before", "foreig", "full"}

@@ -178,7 +178,7 @@ def test_data_urls_over_the_limit_are_refused(size: int, policy: MediaPolicy) ->
 
 
 def test_uploads_become_media(policy: MediaPolicy) -> None:
-    assert read(Media.from_chunks([b"ab", memoryview(b"cd")], policy, None)) == b"abcd"
+    assert read(Media.from_chunks([b"", b"ab", memoryview(b"cd")], policy, None)) == b"abcd"
 
 
 def test_a_medium_that_fails_leaves_no_file_open(policy: MediaPolicy, root: Path) -> None:

@@ -1,5 +1,6 @@
 """Fetching over HTTP against a real server on this machine, which an ordinary policy must refuse to reach."""
 
+import os
 import socket
 import ssl
 import threading
@@ -13,9 +14,15 @@ import pytest
 import trustme
 
 from internvideo_server.errors import ErrorCode, ServingError
-from internvideo_server.media import Budget, MediaPolicy, _http, fetch
+from internvideo_server.media import Budget, Media, MediaPolicy, _http, fetch
 from internvideo_server.media._addresses import is_public
-from tests.test_media import CONTENT, read
+
+CONTENT = b"not really a video, but bytes"
+
+
+def read(medium: Media) -> bytes:
+    with medium:
+        return os.pread(medium.fd, medium.size, 0)
 
 
 class Handler(BaseHTTPRequestHandler):

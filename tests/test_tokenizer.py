@@ -32,10 +32,11 @@ SAMPLES = [
     "👩‍👩‍👧‍👦 🇩🇪 é é \ufeff\u200b\u202e\ufffd",
     "for (int i = 0; i < n; ++i) {\n\t\tx[i] += 1'000'000;\n}\r\n" + "-" * 99 + " " * 131 + "\n" * 17,
     "\0\x01\x1b[31m\x7f\x80\x9f NUL \0\0",
+    "xab ay, ab▁a, ab  a",  # around the small tokenizer's user-defined piece "ab▁a"
     "a literal ▁ and <0xE4> and <0x00>",
     "الفيديو ไทย ひらがな 한국어 𝔘𝔫𝔦 \U0010ffff",
 ]
-real = pytest.mark.parametrize("which", ["small", "real"])
+both = pytest.mark.parametrize("which", ["small", "real"])
 
 
 def tokenizers(which: str, request: pytest.FixtureRequest) -> Tokenizers:
@@ -66,7 +67,7 @@ def texts(made: Tokenizers) -> st.SearchStrategy[str]:
     ).filter(lambda text: not any(name in text for name in OLD_NAMES))
 
 
-@real
+@both
 @pytest.mark.parametrize("text", SAMPLES)
 def test_samples_encode_and_decode_as_sentencepiece_does(which: str, text: str, request: pytest.FixtureRequest) -> None:
     made = tokenizers(which, request)
@@ -92,7 +93,7 @@ def test_any_text_encodes_and_decodes_as_sentencepiece_does_with_the_real_vocabu
     check()
 
 
-@real
+@both
 @pytest.mark.parametrize("name", CONTROL_NAMES + OLD_NAMES)
 def test_a_control_token_typed_by_a_user_is_text(which: str, name: str, request: pytest.FixtureRequest) -> None:
     made = tokenizers(which, request)
@@ -112,7 +113,7 @@ def test_no_text_makes_a_control_token(parts: list[str]) -> None:
     assert made.exported.decode(ids) == text.replace("▁", " ")
 
 
-@real
+@both
 def test_a_name_that_no_control_token_took_over_stays_a_piece(which: str, request: pytest.FixtureRequest) -> None:
     made = tokenizers(which, request)
     name = "——" if which == "small" else "[UNUSED_TOKEN_140]"
@@ -191,6 +192,7 @@ def test_the_golden_checkpoint_exports(golden: Path, tmp_path: Path) -> None:
         (lambda model: setattr(model.trainer_spec, "byte_fallback", False), "byte fallback"),
         (lambda model: setattr(model.pieces[400], "type", 5), "unused"),
         (lambda model: setattr(model.pieces[400], "piece", "a\U0001f98a"), "characters"),
+        (lambda model: setattr(model.pieces[400], "piece", "a b"), "bare space"),
     ],
 )
 def test_a_model_that_would_encode_otherwise_is_refused(spoil: object, reason: str, tmp_path: Path) -> None:

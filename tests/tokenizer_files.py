@@ -72,7 +72,7 @@ def small_model() -> bytes:
         remove_extra_whitespaces=False,
         split_digits=False,
         hard_vocab_limit=False,
-        user_defined_symbols=["——", "ab a", *OLD_NAMES],
+        user_defined_symbols=["——", "ab▁a", *OLD_NAMES],
         minloglevel=2,
     )
     model = sentencepiece_model.ModelProto.FromString(written.getvalue())

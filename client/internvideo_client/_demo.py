@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
 from internvideo_server.launch import ServeOptions, start
 
 from ._http_chat import media_part, stream_answer
-from .triton import CHAIN
 
 QUESTION = "Describe this video in detail."
 
@@ -31,7 +31,7 @@ def run_demo(
         show: Called with each piece of the answer's text.
 
     Returns:
-        ``answer``, ``usage`` (token counts) and ``timings``: seconds of the start, of each stage (as Triton counts), to the first
+        ``answer``, ``usage`` (token counts) and ``timings``: seconds of the start, at work in each stage, to the first
         token and in all, and ``tokens_per_s`` after the first token (None for fewer than two tokens).
 
     Raises:
@@ -43,7 +43,7 @@ def run_demo(
     began = time.monotonic()
     with start(options, report) as server:
         ready = time.monotonic()
-        before = _stage_seconds(server.http_url)
+        before = _stage_seconds(server.metrics_url)
         answer, first_token = "", None
         usage: dict[str, int] = {}
         for part in stream_answer(server.openai_url, content, {"max_tokens": max_tokens}):
@@ -53,7 +53,7 @@ def run_demo(
                 show(part.text)
             usage = part.usage or usage
         end = time.monotonic()
-        stages = {name: seconds - before[name] for name, seconds in _stage_seconds(server.http_url).items()}
+        stages = {name: seconds - before.get(name, 0.0) for name, seconds in _stage_seconds(server.metrics_url).items()}
     first_token = first_token or end
     generated = usage.get("completion_tokens", 0) - 1
     seconds = {"start_up_s": ready - began, **{f"{name}_s": value for name, value in stages.items()}}
@@ -63,8 +63,11 @@ def run_demo(
     return {"answer": answer, "usage": usage, "timings": {**timings, "tokens_per_s": rate and round(rate, 1)}}
 
 
-def _stage_seconds(http_url: str) -> dict[str, float]:
-    """Time that each model has spent on requests so far, from Triton's statistics."""
-    with httpx2.Client(trust_env=False, timeout=10.0) as client:
-        stats = {name: client.get(f"{http_url}/v2/models/{name}/stats").raise_for_status().json() for name in CHAIN}
-    return {name: int(stat["model_stats"][0]["inference_stats"]["success"]["ns"]) / 1e9 for name, stat in stats.items()}
+def _stage_seconds(metrics_url: str) -> dict[str, float]:
+    """Seconds that the workers of each stage have been at work so far.
+
+    (Triton's own statistics see only the hand-over to these workers.)
+    """
+    text = httpx2.get(metrics_url, trust_env=False).raise_for_status().text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {sample.labels["model"]: sample.value for sample in samples if sample.name == "internvideo_work_seconds_total"}

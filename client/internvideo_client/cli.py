@@ -87,17 +87,19 @@ def chat(
     """Ask a running server about a video; the answer is shown as it comes."""
     sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
     settings = {"max_tokens": max_tokens, "temperature": temperature}
+    cut = False
     try:
         content = [media_part(video, _given(sampling)), {"type": "text", "text": question}]
         for part in stream_answer(url, content, _given(settings)):
             _show(part.text)
-            if part.finish_reason == "length":
-                _errors.print("\n[yellow](cut at the limit of tokens)[/]", end="")
+            cut = cut or part.finish_reason == "length"
     except ApiError as error:
         raise _failed(error.message) from error
     except OSError as error:
         raise _failed(f"cannot read {video}: {error.strerror}") from error
     _show("\n")
+    if cut:
+        _errors.print("[yellow](cut at the limit of tokens)[/]")
 
 
 @app.command()
@@ -161,12 +163,11 @@ def _table(result: dict[str, Any]) -> Table:
         "start_up_s": "start of the server",
         "preprocessing_s": "preprocessing (decode, sample, resize)",
         "vit_s": "vision tower and merging",
-        "tensorrt_llm_s": "language model",
         "first_token_s": "question to first token",
         "total_s": "question to last token",
     }
-    for key, name in names.items():
-        table.add_row(name, f"{timings[key]:.2f} s")
+    for key in filter(timings.__contains__, names):
+        table.add_row(names[key], f"{timings[key]:.2f} s")
     if timings["tokens_per_s"] is not None:
         table.add_row("generation", f"{timings['tokens_per_s']:.1f} tokens/s")
     return table

@@ -60,7 +60,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: A file is missing, broken or cut short, a listed tensor is not in its shard, or the
-                embeddings do not have ``llm_config.vocab_size`` rows.
+                embeddings are not of ``llm_config``'s ``vocab_size`` and ``hidden_size``.
         """
         path = Path(path)
         if not path.is_dir():
@@ -188,9 +188,10 @@ def _check_shards(tensor_files: dict[str, Path], llm_config: dict[str, Any]) -> 
             if missing := sorted(listed - set(shard.keys())):
                 raise CheckpointError(f"{file} lacks {missing[0]} ({len(missing)} tensors that the index puts there)")
             for name in listed.intersection(_VOCABULARY_TENSORS):
-                rows, size = shard.get_slice(name).get_shape()[0], llm_config.get("vocab_size")
-                if rows != size:
-                    raise CheckpointError(f"{name} has {rows} rows, but config.json says llm_config.vocab_size {size}")
+                shape = shard.get_slice(name).get_shape()
+                expected = [llm_config.get("vocab_size"), llm_config.get("hidden_size")]
+                if shape != expected:
+                    raise CheckpointError(f"{name} is {shape}, llm_config's vocab_size and hidden_size are {expected}")
                 stored_dtype = shard.get_slice(name).get_dtype()
     if absent := sorted(set(_VOCABULARY_TENSORS) - tensor_files.keys()):
         raise CheckpointError(f"no shard has {absent[0]}: these are not InternLM2 weights")

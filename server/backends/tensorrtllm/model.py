@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class TritonPythonModel:
         gpu = settings.get("gpu_device_ids", "")
         self._reuse = settings.get("enable_kv_cache_reuse", "true") == "true"
         self._exclude_input = settings.get("exclude_input_in_output", "false") == "true"
+        if not gpu:
+            torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # a step is short: the rest is the vision tower's
         self._engine = Engine(
             Path(settings["gpt_model_path"]),
             torch.device(f"cuda:{gpu}" if gpu else "cpu"),
@@ -31,6 +34,7 @@ class TritonPythonModel:
             reuse=self._reuse,
             cancellation_check_period=int(settings.get("cancellation_check_period_ms", "100")) / 1000,
         )
+        gc.freeze()  # what is loaded stays: the end's collections then take milliseconds, not seconds
 
     def execute(self, requests: list[Any]) -> None:
         """Queue the requests; GPU tensors are valid only here, so they are copied."""
@@ -61,6 +65,7 @@ class TritonPythonModel:
             self._engine.stop(request.request_id())
             sink.end()
             return
+        sink.check_outputs()
         parsed = parse_request(tensors, table, self._engine.limits, exclude_input=self._exclude_input, reuse=self._reuse)
         self._engine.submit(request.request_id(), parsed, sink)
 
@@ -72,14 +77,22 @@ class _ResponseSink:
         self._sender = request.get_response_sender()
         self._wanted = set(request.requested_output_names())
 
+    def check_outputs(self) -> None:
+        """Refuse a request that does not ask for what NVIDIA's backend insists on."""
+        for name in ("output_ids", "sequence_length"):
+            if name not in self._wanted:
+                text = f"Error encountered while populating response: {name} tensor must be present in list of output tensors"
+                raise RefusedRequestError(text)
+
     def send(self, output: Output) -> None:
         """One response, of those outputs that the client asked for."""
         tensors = {
             "output_ids": output.output_ids[None, None],  # [1, 1, tokens]
             "sequence_length": np.array([[len(output.output_ids)]], np.int32),  # [1, 1]
-            "cum_log_probs": output.log_probs.sum(dtype=np.float32).reshape(1, 1),
-            "output_log_probs": output.log_probs[None, None],  # [1, 1, generated]
         }
+        if output.log_probs is not None:
+            tensors["cum_log_probs"] = output.log_probs.sum(dtype=np.float32).reshape(1, 1)
+            tensors["output_log_probs"] = output.log_probs[None, None]  # [1, 1, generated]
         if output.num_input_tokens is not None:
             tensors["num_input_tokens"] = np.array([[output.num_input_tokens]], np.int32)
         wanted = [pb_utils.Tensor(name, value) for name, value in tensors.items() if name in self._wanted]

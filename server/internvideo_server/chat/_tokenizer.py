@@ -20,8 +20,8 @@ class ChatTokenizer:
         vocab_size = len(document["model"]["vocab"])
         added = document["added_tokens"]
         control = [token for token in added if token["special"] or token["id"] >= vocab_size]
-        self._control = {token["content"]: int(token["id"]) for token in control}
-        self._vocab_size = vocab_size + sum(token["id"] >= vocab_size for token in added)
+        self._control: dict[str, int] = {token["content"]: token["id"] for token in control}
+        self._vocab_size: int = vocab_size + sum(token["id"] >= vocab_size for token in added)
         # What is no added token is not looked for: the rest (sentencepiece's user-defined pieces) still is.
         pieces = [token for token in added if token["content"] not in self._control]
         self._text = Tokenizer.from_str(json.dumps(document | {"added_tokens": pieces}))

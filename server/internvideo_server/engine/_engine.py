@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ from ._manager import BatchManager
 from ._request import GenerationRequest, RefusedRequestError
 
 _log = logging.getLogger(__name__)
+_DEAD = "the engine's generation thread has ended; unload and load the model"
 
 
 class Sink(Protocol):
@@ -77,10 +79,9 @@ class Engine:
         Raises:
             RefusedRequestError: The queue is full, or the engine has died.
         """
-        if not self._manager.alive:
-            raise RefusedRequestError("the engine's generation thread has ended; unload and load the model")
         work = _Work(client_id, Generation(request), sink)
         with self._lock:
+            self._refuse_if_dead()
             if self._max_queue_size and len(self._waiting) >= self._max_queue_size:
                 raise RefusedRequestError(
                     f"Maximum queue size of {self._max_queue_size} has been reached, please try again later"
@@ -89,8 +90,13 @@ class Engine:
             self._admit()
 
     def stop(self, client_id: str) -> None:
-        """End the request with this id; it gets its final response. An unknown id is no error, as in NVIDIA's backend."""
+        """End the request with this id; it gets its final response. An unknown id is no error, as in NVIDIA's backend.
+
+        Raises:
+            RefusedRequestError: The engine has died: a ``stop`` is also how a client finds out whether it lives.
+        """
         with self._lock:
+            self._refuse_if_dead()
             for work in [*self._waiting, *self._running.values()]:
                 if work.client_id == client_id and not work.answered:
                     self._send(work, work.generation.output(final=True))
@@ -101,6 +107,12 @@ class Engine:
         self._closing.set()
         self._manager.close()
         self._thread.join()
+        with self._lock:
+            self._fail_all("the engine was unloaded")
+
+    def _refuse_if_dead(self) -> None:
+        if self._closing.is_set() or not self._manager.alive:
+            raise RefusedRequestError(_DEAD)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.limits.max_batch_size:
@@ -109,11 +121,7 @@ class Engine:
             try:
                 work.slot, ids = self._manager.tables.admit(request.input_ids, request.extra_ids, request.table)
             except ValueError as error:
-                work.sink.fail(str(error))
-                continue
-            if request.max_new_tokens <= 0:
-                self._manager.tables.release(work.slot)
-                self._send(work, work.generation.output(final=True))
+                self._fail(work, str(error))
                 continue
             name = str(next(self._ids))
             self._running[name] = work
@@ -131,7 +139,7 @@ class Engine:
                     next_check = now + self._period
                     self._end_cancelled()
                 if not self._manager.alive:
-                    self._fail_all("the engine's generation thread has ended")
+                    self._fail_all(_DEAD)
 
     def _advance(self, result: object) -> None:
         name, tokens, error = result.request_id, result.generated_tokens, result.error  # type: ignore[attr-defined]
@@ -151,11 +159,18 @@ class Engine:
     def _send(self, work: _Work, output: Output | None) -> None:
         if output is not None:
             work.answered = output.final
-            work.sink.send(output)
+            self._deliver(work, lambda: work.sink.send(output))
 
     def _fail(self, work: _Work, text: str, *, cancelled: bool = False) -> None:
         work.answered = True
-        work.sink.fail(text, cancelled=cancelled)
+        self._deliver(work, lambda: work.sink.fail(text, cancelled=cancelled))
+
+    def _deliver(self, work: _Work, send: Callable[[], None]) -> None:
+        try:
+            send()
+        except Exception:  # one client's trouble must not end the thread that answers all
+            _log.exception("a response of request %s could not be sent", work.client_id)
+            work.answered = True
 
     def _end_cancelled(self) -> None:
         for work in [*self._waiting, *self._running.values()]:

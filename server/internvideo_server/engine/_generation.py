@@ -14,11 +14,11 @@ from ._request import GenerationRequest
 class Output:
     """One response. Streaming: the new tokens only; else the prompt (unless excluded) and all tokens.
 
-    ``log_probs`` are those of all generated tokens in both cases, as NVIDIA's backend has it; zeros where not asked for.
+    ``log_probs`` are those of all generated tokens in both cases, as NVIDIA's backend has it.
     """
 
     output_ids: npt.NDArray[np.int32]  # [tokens]
-    log_probs: npt.NDArray[np.float32]  # [generated]
+    log_probs: npt.NDArray[np.float32] | None  # [generated]; where the request asked for them
     final: bool
     num_input_tokens: int | None  # where the request asked for it
 
@@ -65,8 +65,8 @@ class Generation:
         ids = np.array(shown, np.int32)
         if not self.request.streaming and not self.request.exclude_input:
             ids = np.concatenate([self.request.input_ids, ids])
-        log_probs = np.zeros(len(self._tokens), np.float32)
-        known = self.request.sampling.log_probs[: len(self._tokens)]
-        log_probs[: len(known)] = known
+        sampling = self.request.sampling
+        # The sampler may be ahead, and counts the end id too.
+        log_probs = np.array(sampling.log_probs[: len(self._tokens)], np.float32) if sampling.return_log_probs else None
         count = len(self.request.input_ids) if self.request.return_num_input_tokens else None
         return Output(ids, log_probs, final, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+from transformers.utils.logging import disable_progress_bar
 
 from ..limits import EngineLimits
 from ._sampling import RequestSampler, Sampling
@@ -17,6 +19,8 @@ from ._tables import PromptTables
 
 # Tokens of a KV block, the unit of prefix sharing; TensorRT-LLM's default too.
 _TOKENS_PER_BLOCK = 32
+# The scheduler starts no request while less than this share of the cache is free, so that much is added to what the batch needs.
+_SAFETY_MARGIN = 0.15
 # Prompt tokens taken in one step. The manager's mask is [this, whole cache + this], so it must not follow the prompt's length.
 _MAX_STEP_TOKENS = 512
 
@@ -58,6 +62,7 @@ class BatchManager:
         share_prefixes: bool,
         on_dropped: Callable[[str], None],
     ) -> None:
+        disable_progress_bar()  # else it draws "Loading weights" into the server's log
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             llama_dir, dtype=getattr(torch, limits.dtype), attn_implementation="sdpa", local_files_only=True
         )
@@ -67,12 +72,13 @@ class BatchManager:
         self._model._get_logits_processor = lambda _config: LogitsProcessorList([RequestSampler()])
         mapping: dict[str, Any] = SCHEDULER_MAPPING
         mapping["reporting"] = type("Scheduler", (_ReportingScheduler,), {"on_dropped": staticmethod(on_dropped)})
-        blocks_per_request = -(-limits.max_seq_len // _TOKENS_PER_BLOCK)
+        blocks = limits.max_batch_size * math.ceil(limits.max_seq_len / _TOKENS_PER_BLOCK)
         self._manager: Any = self._model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=_TOKENS_PER_BLOCK,
-                num_blocks=limits.max_batch_size * blocks_per_request,
+                num_blocks=math.ceil(blocks / (1 - _SAFETY_MARGIN)),
+                safety_margin=_SAFETY_MARGIN,
                 max_batch_tokens=max(_MAX_STEP_TOKENS, limits.max_batch_size),
                 max_requests_per_batch=limits.max_batch_size,
                 allow_block_sharing=share_prefixes,
@@ -83,15 +89,15 @@ class BatchManager:
             ),
         )
         self._manager.logit_processor.tensors_required = 1  # the list counts only processors that it made itself
+        self._manager.warmup()  # without graphs only makes the cache: what does not fit fails here, not in the thread
         self._manager.start()
 
     def add(self, request_id: str, ids: list[int], max_new_tokens: int, end_ids: list[int], sampling: Sampling) -> None:
         """Start a request.
 
-        Raises:
-            RuntimeError: The generation thread has ended.
+        Where the generation thread has ended, nothing comes of it; ``alive`` tells.
         """
-        added = self._manager.add_request(
+        self._manager.add_request(
             ids,
             request_id=request_id,
             max_new_tokens=max_new_tokens,
@@ -99,8 +105,6 @@ class BatchManager:
             eos_token_id=end_ids,
             sampling=sampling,
         )
-        if added is None:
-            raise RuntimeError("the generation thread has ended; reload the model")
 
     def cancel(self, request_id: str) -> None:
         """Ask for the end of a request. ``on_dropped`` tells when it is done; until then outputs may still come."""

@@ -1,7 +1,9 @@
 """A generation request as NVIDIA's ``tensorrtllm`` backend reads it: tensors in, checked values out.
 
 Names, shapes, defaults and refusal texts are the backend's (TensorRT-LLM ``triton_backend/inflight_batcher_llm/src/utils.cc``,
-``cpp/tensorrt_llm/executor/samplingConfig.cpp``), so that a client sees the same from both engines.
+``cpp/tensorrt_llm/executor/{requestImpl.h,samplingConfig.cpp,executorImpl.cpp}``, ``batch_manager/llmRequest.cpp``), so that a
+client sees the same from both engines. Stricter in one way: what would stop this engine or end in nonsense without a word there
+(a negative id, an input that only NVIDIA's engine knows) is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +19,21 @@ import torch
 
 from ..limits import EngineLimits
 from ._sampling import Sampling, Word
+
+# Read by the backend nowhere (pad_id: only for other models), or only with beams or more requests in one, which are refused.
+_WITHOUT_EFFECT = {"pad_id", "input_lengths", "prompt_vocab_size", "len_penalty", "early_stopping", "return_num_output_tokens"}
+# Fine as long as they ask for nothing that this engine lacks.
+_ONLY_VALUE = {"beam_width": 1, "num_return_sequences": 1, "return_context_logits": 0, "return_generation_logits": 0}
+_KNOWN = {
+    *_WITHOUT_EFFECT,
+    *_ONLY_VALUE,
+    *("input_ids", "request_output_len", "end_id", "stop_words_list", "bad_words_list", "prompt_table_extra_ids"),
+    *("temperature", "runtime_top_k", "runtime_top_p", "seed", "min_tokens"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("streaming", "stop", "exclude_input_in_output", "return_log_probs", "return_num_input_tokens"),
+    *("guided_decoding_guide_type", "guided_decoding_guide"),
+}
+_GUIDE_TYPES = {"json", "json_schema", "regex", "ebnf_grammar"}
 
 Array = npt.NDArray[Any]
 Scalar = TypeVar("Scalar", int, float, bool)
@@ -57,13 +74,17 @@ def parse_request(
         RefusedRequestError: With the reason.
     """
     input_ids = _input_ids(tensors)
+    _refuse_unsupported(tensors)
     output_len = _scalar(tensors, "request_output_len", int)
     if output_len is None:
         raise RefusedRequestError("request_output_len is not present in the request")
+    if output_len <= 0:
+        raise RefusedRequestError(f"Assertion failed: mMaxNewTokens > 0 (request_output_len is {output_len})")
+    sampling, stop_words = _sampling(tensors, limits), _words(tensors, "stop_words_list")
     if len(input_ids) > limits.max_seq_len - 1:
-        raise RefusedRequestError(
-            f"Encountered an error when fetching new request: Prompt length ({len(input_ids)}) exceeds maximum input length "
-            f"({limits.max_seq_len - 1}). Set log level to info and check TRTGptModel logs for how maximum input length is set"
+        raise _refused_by_executor(
+            f"Prompt length ({len(input_ids)}) exceeds maximum input length ({limits.max_seq_len - 1}). "
+            "Set log level to info and check TRTGptModel logs for how maximum input length is set"
         )
     extra_ids = tensors["prompt_table_extra_ids"].reshape(-1) if "prompt_table_extra_ids" in tensors else None
     if extra_ids is not None and len(extra_ids) != len(input_ids):
@@ -71,31 +92,56 @@ def parse_request(
     if table is not None:
         table = _table(table, limits)
         if extra_ids is None and reuse:
-            raise RefusedRequestError("Input token extra ids must be provided when enabling kv cache reuse with prompt table")
+            raise _refused_by_executor("Input token extra ids must be provided when enabling kv cache reuse with prompt table")
     exclude = _scalar(tensors, "exclude_input_in_output", bool)
     return GenerationRequest(
         input_ids=input_ids,
         extra_ids=extra_ids,
         table=torch.zeros((0, limits.hidden_size)) if table is None else table,
         max_new_tokens=min(output_len, limits.max_seq_len - len(input_ids)),  # clamped, as in the backend
-        stop_words=_words(tensors, "stop_words_list"),
-        sampling=_sampling(tensors, limits),
+        stop_words=stop_words,
+        sampling=sampling,
         streaming=_scalar(tensors, "streaming", bool) or False,
         exclude_input=exclude_input if exclude is None else exclude,
         return_num_input_tokens=_scalar(tensors, "return_num_input_tokens", bool) or False,
     )
 
 
+def _refused_by_executor(text: str) -> RefusedRequestError:
+    return RefusedRequestError(f"Encountered an error when fetching new request: {text}")
+
+
 def _input_ids(tensors: Mapping[str, Array]) -> npt.NDArray[np.int32]:
+    """All ids, as in the backend: it reads ``input_lengths`` only where one request carries several prompts."""
     if "input_ids" not in tensors:
-        raise RefusedRequestError("input_ids or encoder_input_features is not present")
-    length = _scalar(tensors, "input_lengths", int)
-    ids = tensors["input_ids"].reshape(-1)
-    if length is None:
-        raise RefusedRequestError("input_lengths is not present in the request")
-    if not 0 < length <= len(ids):
-        raise RefusedRequestError(f"input_lengths {length} does not fit input_ids of {len(ids)} tokens")
-    return ids[:length].astype(np.int32)
+        raise RefusedRequestError("input_ids or encoder_input_features is not present in the request.")
+    ids = tensors["input_ids"]
+    if ids.ndim > 1 and ids.shape[0] > 1:
+        raise RefusedRequestError(f"the embedded engine takes one prompt a request, not {ids.shape[0]}")
+    if not ids.size:
+        raise RefusedRequestError("Assertion failed: !mInputTokenIds.empty()")
+    if ids.min() < 0:
+        raise RefusedRequestError(f"input_ids must not be negative, got {ids.min()}")
+    return ids.reshape(-1).astype(np.int32)
+
+
+def _refuse_unsupported(tensors: Mapping[str, Array]) -> None:
+    for name in sorted(tensors.keys() - _KNOWN):
+        raise RefusedRequestError(f"the embedded engine does not support the input {name}")
+    for name, value in _ONLY_VALUE.items():
+        if (tensors.get(name, np.array(value)) != value).any():
+            raise RefusedRequestError(f"the embedded engine supports no other {name} than {value}")
+    guide_type = tensors.get("guided_decoding_guide_type")
+    # An unknown type is ignored without a word, as in the backend.
+    if guide_type is not None and guide_type.size and _text(guide_type.item(0)) in _GUIDE_TYPES:
+        raise _refused_by_executor(
+            "Request is specified with GuidedDecodingParams, but GuidedDecoder is not setup. "
+            "Please provide a valid GuidedDecodingConfig to setup GuidedDecoder."
+        )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _table(table: torch.Tensor, limits: EngineLimits) -> torch.Tensor:
@@ -116,7 +162,7 @@ def _sampling(tensors: Mapping[str, Array], limits: EngineLimits) -> Sampling:
     end_id = _scalar(tensors, "end_id", int)
     end_id = -1 if end_id is None else end_id
     if not -1 <= end_id < limits.vocab_size:
-        raise RefusedRequestError(f"EndId ({end_id}) is not within acceptable range [-1, {limits.vocab_size})")
+        raise _refused_by_executor(f"EndId ({end_id}) is not within acceptable range [-1, {limits.vocab_size}).")
     top_p = _scalar(tensors, "runtime_top_p", float)
     seed = _scalar(tensors, "seed", int)
     sampling = Sampling(
@@ -132,15 +178,15 @@ def _sampling(tensors: Mapping[str, Array], limits: EngineLimits) -> Sampling:
         bad_words=_words(tensors, "bad_words_list"),
         return_log_probs=_scalar(tensors, "return_log_probs", bool) or False,
     )
-    for name, fine in (
-        ("temperature", sampling.temperature >= 0),
-        ("top_k", (sampling.top_k or 0) >= 0),
-        ("top_p", (sampling.top_p or 1.0) <= 1),
-        ("repetition_penalty", sampling.repetition_penalty > 0),
-        ("min_tokens", sampling.min_tokens >= 0),
+    for check, fine in (
+        ("topK.value() >= 0", (sampling.top_k or 0) >= 0),
+        ("topP.value() <= 1.f", (sampling.top_p or 1.0) <= 1),
+        ("temperature.value() >= 0.f", sampling.temperature >= 0),
+        ("minTokens.value() >= 0", sampling.min_tokens >= 0),
+        ("repetitionpenalty.value() > 0.f", sampling.repetition_penalty > 0),
     ):
         if not fine:
-            raise RefusedRequestError(f"Invalid sampling parameter {name}: {getattr(sampling, name)}")
+            raise RefusedRequestError(f"Assertion failed: {check}")
     return sampling
 
 
@@ -148,14 +194,19 @@ def _words(tensors: Mapping[str, Array], name: str) -> list[Word]:
     """[1, 2, L]: row 0 all tokens, row 1 the exclusive end of each word, padded with -1 (``convertWordList``)."""
     if name not in tensors:
         return []
+    if tensors[name].size % 2:
+        raise RefusedRequestError(f"Sparse list must not have odd length: {name}")
     tokens, offsets = (row.tolist() for row in tensors[name].reshape(2, -1))
     words: list[Word] = []
     begin = 0
-    for end in offsets[: offsets.index(-1)] if -1 in offsets else offsets:
+    ends = offsets[: offsets.index(-1)] if -1 in offsets else offsets
+    if any(end != -1 for end in offsets[len(ends) :]):
+        raise RefusedRequestError(f"Sparse list must not have additional -1s: {name}")
+    for end in ends:
         if end > len(tokens):
-            raise RefusedRequestError(f"Sparse list has out-of-bound offsets: {name}")
+            raise RefusedRequestError(f"Sparse list must not have out-of-bound offsets: {name}")
         if end <= begin:
-            raise RefusedRequestError(f"Sparse list has non-increasing offsets: {name}")
+            raise RefusedRequestError(f"Sparse list must not have non-increasing offsets: {name}")
         words.append(tuple(tokens[begin:end]))
         begin = end
     return words

@@ -4,8 +4,15 @@ The manager itself knows temperature, top-k and top-p only, with one random stat
 for each row and ends in Gumbel noise from the request's own generator, so the manager's plain argmax draws a sample (Gumbel-max
 trick), greedy and sampled requests share a batch, and a seed's answer never depends on its neighbours.
 
-The order of the steps is that of TensorRT-LLM's penalty kernel (temperature, repetition, presence, frequency, minimum
-length; penalties count prompt and output), then bad words, top-k, top-p.
+The rules are those of TensorRT-LLM's kernels (``cpp/tensorrt_llm/kernels``):
+
+* ``penaltyKernels.cu``: temperature, then for each token that occurs in prompt **or** output repetition (divides a positive
+  score, multiplies a negative one), presence (once) and frequency (times its occurrences), then the end id's ban up to
+  ``min_tokens``. Virtual tokens are not counted (ids >= vocab_size are skipped there too).
+* ``banBadWords.cu``: after that; a word's first tokens may stand in the prompt.
+* ``samplingTopKKernels.cu``: top-k, then top-p of what is left. The log probability of a token is that of the full
+  distribution after the steps above and before top-k and top-p, "the same way as OpenAI does"; its ``output_log_probs`` are
+  so only with the model parameter ``normalize_log_probs`` = false (true makes every greedy token's 0).
 """
 
 from __future__ import annotations
@@ -71,7 +78,8 @@ def process(scores: torch.Tensor, sampling: Sampling, prompt: Sequence[int], out
     scores = _penalise(scores, sampling, prompt, output)
     if len(output) < sampling.min_tokens and 0 <= sampling.end_id < scores.shape[0]:
         scores = scores.index_fill(0, torch.tensor([sampling.end_id], device=scores.device), -torch.inf)
-    scores = _ban(scores, sampling.bad_words, [*prompt, *output])
+    if sampling.bad_words:
+        scores = _ban(scores, sampling.bad_words, [*prompt, *output])
     full = scores
     if not sampling.greedy:
         scores = _keep_top_k(scores, sampling.top_k or 0)
@@ -86,7 +94,7 @@ def _penalise(scores: torch.Tensor, sampling: Sampling, prompt: Sequence[int], o
     if (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.0, 0.0, 0.0):
         return scores
     vocab = scores.shape[0]
-    seen = torch.tensor([token for token in (*prompt, *output) if token < vocab], device=scores.device)
+    seen = torch.tensor([token for token in (*prompt, *output) if token < vocab], dtype=torch.int64, device=scores.device)
     counts = torch.zeros_like(scores).index_add_(0, seen, torch.ones_like(seen, dtype=scores.dtype))  # [vocab]
     repeated = torch.where(scores < 0, scores * sampling.repetition_penalty, scores / sampling.repetition_penalty)
     scores = torch.where(counts > 0, repeated - sampling.presence_penalty, scores)
@@ -94,7 +102,9 @@ def _penalise(scores: torch.Tensor, sampling: Sampling, prompt: Sequence[int], o
 
 
 def _ban(scores: torch.Tensor, bad_words: Sequence[Word], tokens: list[int]) -> torch.Tensor:
-    banned = [word[-1] for word in bad_words if len(word) == 1 or tuple(tokens[1 - len(word) :]) == word[:-1]]
+    vocab = scores.shape[0]
+    matched = (word[-1] for word in bad_words if len(word) == 1 or tuple(tokens[1 - len(word) :]) == word[:-1])
+    banned = [token for token in matched if 0 <= token < vocab]
     if not banned:
         return scores
     return scores.index_fill(0, torch.tensor(banned, device=scores.device), -torch.inf)

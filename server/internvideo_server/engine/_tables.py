@@ -111,7 +111,8 @@ class PromptTables(nn.Module):
             The slot, and the ids [N] that the manager takes.
 
         Raises:
-            ValueError: An id points outside the table, or there are more than MAX_SPANS contents.
+            ValueError: An id points outside the table, there are more than MAX_SPANS contents, or they share rows so that
+                a slot does not hold them all.
         """
         ids = input_ids.astype(np.int64)
         virtual = np.flatnonzero(ids >= self.vocab_size)
@@ -119,17 +120,20 @@ class PromptTables(nn.Module):
         if virtual.size and int(table_rows.max()) >= table.shape[0]:
             raise ValueError(f"input id {int(ids.max())} needs row {int(table_rows.max())} of a table of {table.shape[0]} rows")
         contents = np.zeros(len(ids), np.uint64) if extra_ids is None else np.asarray(extra_ids, np.uint64)
+        distinct = np.unique(contents[virtual])
+        if len(distinct) > MAX_SPANS:
+            raise ValueError(f"{len(distinct)} different contents in one prompt table, at most {MAX_SPANS} are possible")
         spans: list[_Span] = []
         order: list[npt.NDArray[np.int64]] = []  # table rows in the order of the spans
-        for content in dict.fromkeys(contents[virtual].tolist()):
+        for content in distinct:
             mine = contents[virtual] == content
             rows = np.unique(table_rows[mine])  # a row may be used twice; sorted
             start = self._ranges.start_of(int(content), len(rows))
             ids[virtual[mine]] = start + np.searchsorted(rows, table_rows[mine])
             spans.append(_Span(start, len(rows)))
             order.append(rows)
-        if len(spans) > MAX_SPANS:
-            raise ValueError(f"{len(spans)} different contents in one prompt table, at most {MAX_SPANS} are possible")
+        if (total := sum(span.rows for span in spans)) > self.max_rows:
+            raise ValueError(f"the contents of the prompt table have {total} rows together, at most {self.max_rows} are possible")
         slot = self._free.popleft()
         if spans:
             index = torch.from_numpy(np.concatenate(order)).to(table.device)

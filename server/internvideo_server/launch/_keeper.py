@@ -27,6 +27,7 @@ from typing import Any
 
 RUN_MARK = "INTERNVIDEO_RUN_ID"  # environment variable that marks every process of a run
 TICK_S = 0.1
+_BACKENDS_LOADED_S = 20.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SHM = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend makes its segments
 _PYTHON_ENVS = Path("/tmp")  # noqa: S108 - written down in Triton's Python backend (pb_env.cc), TMPDIR does not move it
@@ -171,16 +172,19 @@ def marked_processes(run_id: str) -> Iterator[int]:
 
 
 def _remove_python_envs(since: float) -> None:
-    """Remove the empty /tmp/python_env_* directories that no living tritonserver can own.
+    """Remove the empty /tmp/python_env_* directories that this run made and no living tritonserver can own.
 
-    Triton makes one for each Python backend and tells nobody its name. One that was made after this run began, and before
-    the oldest tritonserver that still lives, is an orphan; what another living server might own is left to that server's end.
+    Triton makes one for each backend in Python, when the first model of it is loaded, and tells nobody the names. So one that
+    is younger than this run, and was not made in the first seconds of a server that still lives, is an orphan. One that
+    another server may own is left to that server's end.
     """
-    until = min(_tritonserver_starts(), default=float("inf"))
+    living = list(_tritonserver_starts())
     for path in _PYTHON_ENVS.glob("python_env_??????"):
         with contextlib.suppress(OSError):  # rmdir takes only an empty directory; another user's is refused
             status = path.lstat()
-            if status.st_uid == os.getuid() and since - 0.1 <= status.st_mtime < until:
+            # File times come from a clock that ticks some milliseconds behind time.time().
+            mine = status.st_uid == os.getuid() and status.st_mtime >= since - 0.1
+            if mine and not any(start <= status.st_mtime <= start + _BACKENDS_LOADED_S for start in living):
                 path.rmdir()
 
 
@@ -193,8 +197,8 @@ def _tritonserver_starts() -> Iterator[float]:
             with contextlib.suppress(OSError):
                 fields = Path(entry.path, "stat").read_text()
                 name = fields[fields.index("(") + 1 : fields.rindex(")")]
-                state, *_, start_ticks = fields[fields.rindex(")") + 2 :].split()[:20]
-                if name == "tritonserver" and state not in "ZX":
+                *_, start_ticks, memory = fields[fields.rindex(")") + 2 :].split()[:21]  # proc(5): up to (22) and (23)
+                if name == "tritonserver" and memory != "0":  # one that is dying, or a zombie, has given its memory back
                     # A tick and the clocks' reading may differ by a little: earlier is the careful side.
                     yield boot + int(start_ticks) / os.sysconf("SC_CLK_TCK") - 0.1
 

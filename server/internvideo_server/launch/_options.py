@@ -67,6 +67,9 @@ class ServeOptions:
             raise LaunchError(
                 "--engine needs --checkpoint too: the vision tower comes from the checkpoint that the engine was made of"
             )
+        for flag, given in (("--checkpoint", self.checkpoint), ("--engine", self.engine)):
+            if given is not None and not given.is_dir():
+                raise LaunchError(f"{flag} {given} is not a directory")
         if self.dtype not in DTYPES:
             raise LaunchError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for flag, frames in (("--num-frames", self.num_frames), ("--max-frames", self.max_frames)):

@@ -34,12 +34,12 @@ def wait_until_ready(
     loaded: set[str] = set()
     with httpx2.Client(trust_env=False, timeout=5.0) as client:  # no proxy stands between a machine and itself
         for name, url in urls.items():
-            while not _answers(client, url):
+            while (refusal := _refusal(client, url)) is not None:
                 progress.check()
                 if ended := keeper.poll():
                     raise LaunchError(f"{ended}{_log_for_error(logs.get(ended.name, logs[name]))}")
                 if time.monotonic() > deadline:
-                    raise LaunchError(f"{name} was not ready after {timeout_s:g} s{_log_for_error(logs[name])}")
+                    raise LaunchError(f"{name} was not ready after {timeout_s:g} s ({refusal}){_log_for_error(logs[name])}")
                 log = logs[name].read_text(errors="replace") if logs[name].exists() else ""
                 if new := {model for model in models if f"successfully loaded '{model}'" in log} - loaded:
                     loaded |= new
@@ -48,11 +48,13 @@ def wait_until_ready(
             progress.report(f"{name} is ready")
 
 
-def _answers(client: httpx2.Client, url: str) -> bool:
+def _refusal(client: httpx2.Client, url: str) -> str | None:
+    """Why a health URL does not answer 200, None when it does."""
     try:
-        return client.get(url).status_code == httpx2.codes.OK
-    except httpx2.TransportError:
-        return False
+        answer = client.get(url)
+    except httpx2.TransportError as error:
+        return str(error)
+    return None if answer.status_code == httpx2.codes.OK else f"HTTP {answer.status_code} {answer.text[:500]}".strip()
 
 
 def _log_for_error(log: Path) -> str:

@@ -87,10 +87,10 @@ def serve(options: ServeOptions) -> int:
     """
     stop = threading.Event()
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-    previous = {
-        number: signal.signal(number, lambda number, frame: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it stays ignored
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, lambda number, frame: stop.set()) for number in numbers}
     try:
         began = time.monotonic()
         progress = Progress(

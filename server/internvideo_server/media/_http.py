@@ -73,7 +73,7 @@ def _checked_url(url: str, policy: MediaPolicy, param: str | None) -> httpx2.URL
         raise invalid("the URL is malformed", param) from None
     if parsed.scheme not in ("http", "https"):
         raise ServingError(ErrorCode.PERMISSION_DENIED, "the URL redirects to something other than http(s)", param)
-    if not parsed.host or "%" in parsed.host or parsed.userinfo or not 0 < (parsed.port or 80) < 65536:
+    if not parsed.host or "%" in parsed.host or parsed.userinfo or not 0 < (80 if parsed.port is None else parsed.port) < 65536:
         raise invalid("the URL must be http(s)://host/path, without user name or password", param)
     if policy.allowed_hosts and parsed.host.rstrip(".") not in policy.allowed_hosts:
         raise ServingError(ErrorCode.PERMISSION_DENIED, "the URL's host is not one that this server fetches from", param)

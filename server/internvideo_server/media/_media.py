@@ -42,9 +42,9 @@ class Media:
             size = 0
             for chunk in chunks:
                 size += len(chunk)
-                check_size(size, policy, param)
+                check_size(size, policy, param, complete=False)
                 write_all(fd, chunk)
-            check_size(size, policy, param, complete=True)
+            check_size(size, policy, param)
             return cls(fd)
         except BaseException:
             os.close(fd)

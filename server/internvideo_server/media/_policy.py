@@ -12,7 +12,7 @@ class MediaPolicy:
 
     Args:
         allowed_local_roots: Folders whose files ``file://`` URLs may name. None given: no local files.
-        max_bytes: Largest file, download or upload, in bytes.
+        max_bytes: Largest file, download or upload, in bytes; downloads and uploads are held in memory.
         allow_http: Whether ``http://`` and ``https://`` URLs are fetched.
         allowed_hosts: Host names (exact, lower case) that may be fetched from; empty: any host with public addresses.
         allow_private_addresses: Lets the *listed* hosts have loopback or private addresses (an internal object store).
@@ -26,7 +26,7 @@ class MediaPolicy:
     """
 
     allowed_local_roots: tuple[Path, ...] = ()
-    max_bytes: int = 1 << 30
+    max_bytes: int = 512 << 20
     allow_http: bool = True
     allowed_hosts: tuple[str, ...] = ()
     allow_private_addresses: bool = False

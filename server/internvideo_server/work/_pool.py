@@ -7,6 +7,7 @@ that, ``execute`` must return while work is under way: the answer is sent later 
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
@@ -77,11 +78,17 @@ class WorkerPool:
     """
 
     def __init__(self, name: str, handle: Callable[[Job], list[Any]], *, workers: int, max_queue_size: int) -> None:
+        gc.freeze()  # what the model has loaded stays: the end's collections then take milliseconds, not seconds
         self._name, self._handle = name, handle
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limit = max_queue_size + workers if max_queue_size else 0
         self._jobs: set[Job] = set()  # waiting and at work
         self._lock = threading.Lock()
+        # Triton's own statistics see only the hand-over to these threads.
+        self._family = pb_utils.MetricFamily(  # kept: its metrics end with it
+            "internvideo_work_seconds_total", "Seconds that the workers of a model were at work", pb_utils.MetricFamily.COUNTER
+        )
+        self._seconds = self._family.Metric(labels={"model": name})
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -129,6 +136,7 @@ class WorkerPool:
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
+            began = time.monotonic()
             try:
                 tensors = None if job.should_stop() else self._handle(job)
                 error = ServingError(ErrorCode.CANCELLED, "the request was stopped") if tensors is None else None
@@ -137,6 +145,7 @@ class WorkerPool:
             except Exception as caught:  # a fault of this request must not end the worker
                 _log.exception("%s: request %s failed", self._name, job.request_id)
                 tensors, error = None, ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
+            self._seconds.increment(time.monotonic() - began)
             with self._lock:
                 self._jobs.discard(job)
             if error is not None:

@@ -1,0 +1,201 @@
+"""From what an engine shall serve to the command lines that make it. Nothing here runs or writes anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from internvideo_server.limits import MAX_POSITIONS, EngineLimits
+
+ROWS_PER_FRAME = 16  # of the prompt table: HiCo merges 4 frames into 64 tokens
+
+
+class PlanError(ValueError):
+    """The wishes contradict each other or the model."""
+
+
+class Quantization(StrEnum):
+    """Of the language model's weights; the vision tower and the prompt table keep the dtype."""
+
+    NONE = "none"
+    INT8 = "int8"
+    FP8 = "fp8"
+    INT4_AWQ = "int4-awq"
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self in (Quantization.FP8, Quantization.INT4_AWQ)
+
+
+class EngineDtype(StrEnum):
+    """Of activations and prompt table, and of weights that are not quantised."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the engine must hold. Lengths are in tokens.
+
+    The defaults give the lengths that the model was served with before: prompts of 6144, 8192 in all.
+
+    Args:
+        max_batch_size: Requests in flight at once.
+        max_frames: Frames of one request, all its videos together.
+        max_text_tokens: Everything else in the prompt: system text, questions, earlier turns.
+        max_output_tokens: Answer.
+
+    Raises:
+        PlanError: A number is out of range, or they exceed the positions that the model was trained for.
+    """
+
+    max_batch_size: int = 2
+    max_frames: int = 128
+    max_text_tokens: int = 3200
+    max_output_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 4 or self.max_frames % 4:
+            raise PlanError(f"--max-frames must be a positive multiple of 4 (groups of 4 are merged), got {self.max_frames}")
+        for flag, value in (
+            ("--max-batch-size", self.max_batch_size),
+            ("--max-text-tokens", self.max_text_tokens),
+            ("--max-output-tokens", self.max_output_tokens),
+        ):
+            if value < 1:
+                raise PlanError(f"{flag} must be at least 1, got {value}")
+        if self.max_seq_len > MAX_POSITIONS:
+            raise PlanError(
+                f"{self.max_frames} frames, {self.max_text_tokens} tokens of text and {self.max_output_tokens} of answer make "
+                f"max_seq_len {self.max_seq_len}, more than {MAX_POSITIONS}: the export drops the model's dynamic RoPE scaling, "
+                "which TensorRT-LLM cannot read, and only up to there that changes nothing"
+            )
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """``Frame12: <img>`` + 16 visual tokens + ``</img>`` and a line break, with InternLM2's tokenizer.
+
+        A frame's number is one token up to three digits (the prompt's published lengths grow by 23 a frame).
+        """
+        return 23 if self.max_frames < 1000 else 24
+
+    @property
+    def max_input_len(self) -> int:
+        return self.max_frames * self.tokens_per_frame + self.max_text_tokens
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.max_input_len + self.max_output_tokens
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Tokens of one step over all requests: the longest prompt in one go, the usual case."""
+        return self.max_input_len
+
+    @property
+    def max_multimodal_len(self) -> int:
+        """Rows of all requests' prompt tables together; one request may use an equal share."""
+        return self.max_batch_size * self.max_frames * ROWS_PER_FRAME
+
+    def explain(self) -> list[str]:
+        """How the engine's numbers come about, a line each."""
+        per_frame = self.tokens_per_frame
+        return [
+            f"max_input_len {self.max_input_len} = {self.max_frames} frames x {per_frame} tokens + {self.max_text_tokens} of text",
+            f"max_seq_len {self.max_seq_len} = {self.max_input_len} + {self.max_output_tokens} of answer",
+            f"max_num_tokens {self.max_num_tokens} = max_input_len: a whole prompt in one step (longer ones go in chunks)",
+            f"max_multimodal_len {self.max_multimodal_len} = batch {self.max_batch_size} x {self.max_frames} frames x "
+            f"{ROWS_PER_FRAME} rows; one request may bring {self.max_frames * ROWS_PER_FRAME}",
+        ]
+
+    def limits(self, dtype: str, vocab_size: int, hidden_size: int) -> EngineLimits:
+        """As the engine's ``config.json`` will say them."""
+        return EngineLimits(
+            dtype=dtype,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            max_batch_size=self.max_batch_size,
+            max_input_len=self.max_input_len,
+            max_seq_len=self.max_seq_len,
+            max_num_tokens=self.max_num_tokens,
+            max_prompt_embedding_table_size=self.max_multimodal_len,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what an engine becomes.
+
+    Args:
+        sizes: What it holds.
+        quantization: Of its weights.
+        dtype: Of everything else.
+        tp: GPUs that share each layer.
+        pp: Groups of GPUs that share the layers.
+        calib_dataset: Text for `Quantization.needs_calibration`: a name on the hub, or a directory that ``datasets`` can load
+            (split ``train``, column ``text``).
+        calib_size: Samples of it.
+    """
+
+    sizes: Sizes
+    quantization: Quantization = Quantization.INT8
+    dtype: EngineDtype = EngineDtype.BFLOAT16
+    tp: int = 1
+    pp: int = 1
+    calib_dataset: str = "cnn_dailymail"
+    calib_size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.tp < 1 or self.pp < 1:
+            raise PlanError(f"--tp and --pp must be at least 1, got {self.tp} and {self.pp}")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks, a GPU each."""
+        return self.tp * self.pp
+
+
+def convert_flags(plan: Plan) -> list[str]:
+    """Flags of ``convert.py`` beside its paths."""
+    flags = ["--dtype", plan.dtype, "--quantization", plan.quantization, "--tp", str(plan.tp), "--pp", str(plan.pp)]
+    if plan.quantization.needs_calibration:
+        flags += ["--calib-dataset", plan.calib_dataset, "--calib-size", str(plan.calib_size)]
+    return flags
+
+
+def example_convert_command(python: str, examples: Path, model: Path, out: Path, plan: Plan) -> list[str]:
+    """The same conversion by TensorRT-LLM's example scripts (``examples`` of the release, or /app/examples of the image)."""
+    common = ["--model_dir", str(model), "--output_dir", str(out), "--dtype", plan.dtype]
+    common += ["--tp_size", str(plan.tp), "--pp_size", str(plan.pp)]
+    if not plan.quantization.needs_calibration:
+        weights = ["--use_weight_only", "--weight_only_precision", "int8"] if plan.quantization is Quantization.INT8 else []
+        return [python, str(examples / "models/core/llama/convert_checkpoint.py"), *common, *weights]
+    quantized = {
+        Quantization.FP8: ["--qformat", "fp8", "--kv_cache_dtype", "fp8"],
+        Quantization.INT4_AWQ: ["--qformat", "int4_awq", "--awq_block_size", "128"],
+    }[plan.quantization]
+    calibration = ["--calib_dataset", plan.calib_dataset, "--calib_size", str(plan.calib_size)]
+    return [python, str(examples / "quantization/quantize.py"), *common, *quantized, *calibration]
+
+
+def trtllm_build_command(checkpoint: Path, out: Path, plan: Plan) -> list[str]:
+    """``trtllm-build`` of TensorRT-LLM 1.2.
+
+    Paged KV cache with paged context attention is what reuse of cached prefixes and chunked prompts need; both are on in
+    ``model_repository/tensorrt_llm/config.pbtxt``.
+    """
+    sizes = plan.sizes
+    # The plugin does the products whose weights are not quantised. "auto" takes the dtype from the checkpoint, where
+    # calibration may have left more than one.
+    gemm = "auto" if plan.quantization.needs_calibration else plan.dtype.value
+    command = ["trtllm-build", "--checkpoint_dir", str(checkpoint), "--output_dir", str(out)]
+    command += ["--gemm_plugin", gemm, "--kv_cache_type", "paged", "--remove_input_padding", "enable"]
+    command += ["--context_fmha", "enable", "--use_paged_context_fmha", "enable"]
+    if plan.quantization is Quantization.FP8:
+        command += ["--use_fp8_context_fmha", "enable"]  # paged context attention over an FP8 cache works in FP8 only
+    command += ["--max_batch_size", str(sizes.max_batch_size), "--max_beam_width", "1"]
+    command += ["--max_input_len", str(sizes.max_input_len), "--max_seq_len", str(sizes.max_seq_len)]
+    command += ["--max_num_tokens", str(sizes.max_num_tokens), "--max_multimodal_len", str(sizes.max_multimodal_len)]
+    return [*command, "--workers", str(plan.world_size)]

@@ -1,0 +1,52 @@
+"""What the launcher reads from an engine directory beside the limits: its ranks, and the memory for its prompt tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..limits import EngineLimits
+from ._errors import LaunchError
+
+GRAMMAR_FILE = "xgrammar_tokenizer_info.json"
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def pretrained_config(engine: Path) -> dict[str, Any]:
+    """``pretrained_config`` of the engine's config.json, {} where there is none."""
+    document = json.loads((engine / "config.json").read_text())
+    section = document.get("pretrained_config") if isinstance(document, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def world_size(engine: Path) -> int:
+    """Ranks of a TensorRT-LLM engine, a process and a GPU each; 1 for the embedded engine.
+
+    Raises:
+        LaunchError: config.json and the files disagree.
+    """
+    ranks = sorted(file.name for file in engine.glob("rank*.engine"))
+    if not ranks:
+        return 1
+    size = int(pretrained_config(engine).get("mapping", {}).get("world_size", 1))
+    if ranks != sorted(f"rank{rank}.engine" for rank in range(size)):
+        raise LaunchError(
+            f"{engine}/config.json says {size} ranks, the directory holds {', '.join(ranks)}: build it anew "
+            "(build_scripts/build.py)"
+        )
+    return size
+
+
+def table_bytes(limits: EngineLimits) -> int:
+    """The largest prompt table of one request."""
+    return limits.max_rows * limits.hidden_size * _BYTES[limits.dtype]
+
+
+def cuda_pool_bytes(limits: EngineLimits) -> int:
+    """Triton's pool for tensors between models: the prompt tables of two full batches, one at work and one on its way.
+
+    Where it is exhausted Triton hands tables over through host memory: slower, not wrong.
+    """
+    return max(2 * limits.max_batch_size * table_bytes(limits), 64 << 20)

@@ -1,0 +1,55 @@
+"""The client package as a whole: what it exports, what it must not import, and errors that survive Triton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import internvideo_client
+from internvideo_client._errors import from_triton
+from internvideo_server.errors import ErrorCode, ServingError
+
+
+def test_public_surface() -> None:
+    assert internvideo_client.__all__ == ["ApiError", "Generation", "Sampling", "TokenBatch", "TritonChatClient"]
+    assert all(hasattr(internvideo_client, name) for name in internvideo_client.__all__)
+
+
+@pytest.mark.parametrize("module", ["internvideo_client.adapter.__main__", "internvideo_client.cli"])
+def test_client_needs_nothing_of_the_server(module: str) -> None:
+    unwanted = "{'torch', 'transformers', 'decord', 'internvideo_server'}"
+    code = f"import {module}, sys; sys.exit(str(sorted({unwanted} & set(sys.modules)) or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
+line = st.text(st.characters(exclude_categories=["Cs", "Zl", "Zp", "Zs", "Cc"]), min_size=1)
+
+
+@given(
+    st.sampled_from(list(ErrorCode)),
+    line,
+    st.none() | st.from_regex(r"[a-z_.0-9]+", fullmatch=True),
+    st.sampled_from(["", "in ensemble 'x', "]),
+)
+def test_error_of_a_model_arrives_whole(code: ErrorCode, message: str, param: str | None, prefix: str) -> None:
+    error = from_triton(prefix + ServingError(code, message, param).text)
+    assert (error.message, error.param, error.code) == (message, param, code.lower())
+
+
+def test_every_code_has_a_status_of_its_own() -> None:
+    statuses = {code: from_triton(ServingError(code, "x").text).status for code in ErrorCode}
+    assert statuses == {
+        ErrorCode.INVALID_ARGUMENT: 400,
+        ErrorCode.PERMISSION_DENIED: 403,
+        ErrorCode.NOT_FOUND: 404,
+        ErrorCode.RESOURCE_EXHAUSTED: 429,
+        ErrorCode.CANCELLED: 499,
+        ErrorCode.INTERNAL: 500,
+        ErrorCode.UNAVAILABLE: 503,
+        ErrorCode.DEADLINE_EXCEEDED: 504,
+    }

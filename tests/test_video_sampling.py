@@ -1,0 +1,119 @@
+"""The sampling formula and what requests may ask of it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internvideo_server.errors import ErrorCode, ServingError
+from internvideo_server.video import Sampling, sample_indices
+from internvideo_server.video._sampling import frames_for_rate
+
+COUNTS = st.integers(1, 64).map(lambda groups: 4 * groups)
+LENGTHS = st.integers(1, 200_000)
+RATES = st.floats(0.5, 240)
+
+
+@pytest.mark.parametrize("case", ["f8", "f16"])
+def test_the_original_frame_numbers(case: str, golden: Path) -> None:
+    video = json.loads((golden / case / "reference.json").read_text())["video"]
+    wanted = video["frame_indices"]
+    assert sample_indices(video["len"], video["avg_fps"], len(wanted)) == wanted
+
+
+def test_known_frame_numbers() -> None:
+    assert sample_indices(895, 30.0, 8) == [55, 167, 279, 390, 502, 614, 725, 837]
+    assert sample_indices(7, 1.0, 12) == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6]  # halves to even: 0.5 -> 0, 1.5 -> 2
+    assert sample_indices(1, 30.0, 4) == [0, 0, 0, 0]
+    assert sample_indices(300, 30.0, 4, start=2.0, end=4.0) == [67, 82, 97, 112]
+
+
+@given(LENGTHS, RATES, COUNTS)
+def test_frame_numbers_rise_within_the_video(total: int, fps: float, count: int) -> None:
+    indices = sample_indices(total, fps, count)
+    assert len(indices) == count
+    assert indices == sorted(indices)
+    assert 0 <= indices[0] <= indices[-1] < total
+
+
+@given(LENGTHS, RATES, COUNTS, st.floats(0, 1), st.floats(0, 1))
+def test_frame_numbers_stay_within_the_range(total: int, fps: float, count: int, a: float, b: float) -> None:
+    start, end = sorted((a * total / fps, b * total / fps))
+    if round(start * fps) >= total:
+        return
+    indices = sample_indices(total, fps, count, start, end)
+    assert round(start * fps) <= indices[0] <= indices[-1] <= min(round(end * fps), total - 1)
+
+
+@given(LENGTHS, RATES, COUNTS)
+def test_an_end_beyond_the_video_is_its_end(total: int, fps: float, count: int) -> None:
+    whole = Sampling(num_frames=count, start=0.0, end=1e9).indices(total, fps, default_frames=80, max_frames=256)
+    assert whole == sample_indices(total, fps, count)
+
+
+@given(st.floats(0, 1e6), st.floats(1e-3, 1e3), COUNTS)
+def test_a_rate_gives_a_multiple_of_four_within_the_limits(seconds: float, fps: float, max_frames: int) -> None:
+    count = frames_for_rate(seconds, fps, max_frames)
+    assert count % 4 == 0
+    assert 4 <= count <= max_frames
+    assert abs(count - min(max(seconds * fps, 4), max_frames)) <= 2 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("sampling", "count"),
+    [
+        (Sampling(), 80),
+        (Sampling(num_frames=12), 12),
+        (Sampling(fps=1.0), 32),  # 30 s -> 30 frames -> 32 (7.5 groups, half to even)
+        (Sampling(fps=1.0, start=10.0, end=20.0), 8),  # 10 frames, 2.5 groups
+        (Sampling(fps=1.0, start=10.0, end=1e9), 20),
+        (Sampling(fps=0.01), 4),
+        (Sampling(fps=1e9), 128),
+    ],
+)
+def test_how_many_frames_a_request_means(sampling: Sampling, count: int) -> None:
+    assert len(sampling.indices(900, 30.0, default_frames=80, max_frames=128)) == count
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        (Sampling(num_frames=0), "num_frames"),
+        (Sampling(num_frames=3), "num_frames"),
+        (Sampling(num_frames=-1), "num_frames"),
+        (Sampling(num_frames=-4), "num_frames"),
+        (Sampling(num_frames=132), "num_frames"),
+        (Sampling(num_frames=10**9), "num_frames"),
+        (Sampling(num_frames=8, fps=1.0), "fps"),
+        (Sampling(fps=0.0), "fps"),
+        (Sampling(fps=-1.0), "fps"),
+        (Sampling(fps=math.nan), "fps"),
+        (Sampling(fps=math.inf), "fps"),
+        (Sampling(start=-0.5), "start"),
+        (Sampling(start=math.nan), "start"),
+        (Sampling(end=math.inf), "end"),
+        (Sampling(end=0.0), "start"),
+        (Sampling(start=5.0, end=5.0), "start"),
+        (Sampling(start=6.0, end=5.0), "start"),
+    ],
+)
+def test_impossible_options_are_refused_without_a_video(sampling: Sampling, field: str) -> None:
+    with pytest.raises(ServingError) as caught:
+        sampling.check(128, "messages.0.content.1.video_url")
+    assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+    assert caught.value.param == f"messages.0.content.1.video_url.{field}"
+
+
+def test_a_wrong_number_of_frames_is_named_with_what_would_be_right() -> None:
+    with pytest.raises(ServingError, match="multiple of 4 from 4 to 128, got 3"):
+        Sampling(num_frames=3).check(128)
+
+
+@pytest.mark.parametrize("start", [30.0, 1e300])
+def test_a_start_after_the_end_of_the_video_is_refused(start: float) -> None:
+    with pytest.raises(ServingError, match="beyond the end") as caught:
+        Sampling(start=start).indices(900, 30.0, default_frames=80, max_frames=128)
+    assert caught.value.param == "start"
