@@ -103,7 +103,7 @@ class Sizes:
         """How the engine's numbers come about, a line each."""
         per_frame = self.tokens_per_frame
         return [
-            f"max_input_len {self.max_input_len} = {self.max_frames} frames x {per_frame} tokens + {self.max_text_tokens} of text",
+            f"max_input_len {self.max_input_len} = {self.max_frames} frames x {per_frame} + {self.max_text_tokens} of text",
             f"max_seq_len {self.max_seq_len} = {self.max_input_len} + {self.max_output_tokens} of answer",
             f"max_num_tokens {self.max_num_tokens} = max_input_len: a whole prompt in one step (longer ones go in chunks)",
             f"max_multimodal_len {self.max_multimodal_len} = batch {self.max_batch_size} x {self.max_frames} frames x "

@@ -1,15 +1,13 @@
 """Make a TensorRT-LLM checkpoint from the exported Llama directory, through the installed package's own Llama path.
 
-Runs with the Python of NVIDIA's container and needs nothing but TensorRT-LLM (and `tokenizers`, which comes with it). Written
-for TensorRT-LLM 1.2; ``build.py --trtllm-examples`` does the same through that release's example scripts.
+Runs with the Python of NVIDIA's container and needs nothing but TensorRT-LLM. Written for TensorRT-LLM 1.2;
+``build.py --trtllm-examples`` does the same through that release's example scripts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ CALIBRATED = ("fp8", "int4-awq")
 
 def convert(
     model: Path,
-    tokenizer: Path,
     out: Path,
     *,
     dtype: str,
@@ -32,8 +29,7 @@ def convert(
     """Write ``config.json`` and a ``rank*.safetensors`` for each rank.
 
     Args:
-        model: LlamaForCausalLM directory (``export_llm.py``).
-        tokenizer: Its ``tokenizer.json``; read where the quantisation is calibrated with text.
+        model: LlamaForCausalLM directory (``export_llm.py``; for `CALIBRATED`, ``calibration_model.py``).
         out: Directory to write into.
         dtype: ``bfloat16`` or ``float16``.
         quantization: One of `QUANTIZATIONS`.
@@ -45,20 +41,20 @@ def convert(
     from tensorrt_llm.mapping import Mapping
     from tensorrt_llm.models import LLaMAForCausalLM
 
+    out.mkdir(parents=True, exist_ok=True)
     world_size = tp * pp
     quant_config = _quant_config(quantization)
     if quantization in CALIBRATED:
-        with tempfile.TemporaryDirectory() as directory:
-            LLaMAForCausalLM.quantize(
-                str(calibration_model(model, tokenizer, Path(directory))),
-                str(out),
-                dtype=dtype,
-                mapping=Mapping(world_size=world_size, tp_size=tp, pp_size=pp),
-                quant_config=quant_config,
-                device="cuda",
-                calib_dataset=calib_dataset,
-                calib_batches=calib_size,
-            )
+        LLaMAForCausalLM.quantize(
+            str(model),
+            str(out),
+            dtype=dtype,
+            mapping=Mapping(world_size=world_size, tp_size=tp, pp_size=pp),
+            quant_config=quant_config,
+            device="cuda",
+            calib_dataset=calib_dataset,
+            calib_batches=calib_size,
+        )
         return
     for rank in range(world_size):
         llama = LLaMAForCausalLM.from_hugging_face(
@@ -84,37 +80,10 @@ def _quant_config(quantization: str) -> Any:
     return QuantConfig()
 
 
-def calibration_model(model: Path, tokenizer: Path, directory: Path) -> Path:
-    """The model with a tokenizer that ``transformers`` can load, as links in ``directory``.
-
-    Calibration texts must start with <s>, as every prompt does: the first token's activations are the largest there are, and
-    a scale found without them would cut them off.
-    """
-    from tokenizers import Tokenizer, processors
-
-    for file in model.iterdir():
-        (directory / file.name).symlink_to(file.resolve())
-    loaded = Tokenizer.from_file(str(tokenizer))
-    loaded.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", loaded.token_to_id("<s>"))]
-    )
-    loaded.save(str(directory / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "</s>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
-    return directory
-
-
 def main() -> None:
+    """Parse the command line; argparse, because the container's Python need not have more."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="LlamaForCausalLM directory")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="directory to write into")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="int8")
@@ -130,7 +99,7 @@ def main() -> None:
             f"error: TensorRT-LLM cannot be imported with {sys.executable} ({error}): run inside NVIDIA's container "
             "tritonserver:26.07-trtllm-python-py3 with its own Python, or pass --trtllm-examples to build.py"
         )
-    convert(arguments.pop("model"), arguments.pop("tokenizer"), arguments.pop("out"), **arguments)
+    convert(arguments.pop("model"), arguments.pop("out"), **arguments)
 
 
 if __name__ == "__main__":

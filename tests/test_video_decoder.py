@@ -188,6 +188,18 @@ def test_a_file_of_the_other_kind_is_told_where_it_belongs(decoder: FrameDecoder
     assert "cut off" in refusal(decoder, picture.getvalue()[:200], "image").message
 
 
+def test_tags_in_any_encoding_are_no_fault(decoder: FrameDecoder, tmp_path: Path) -> None:
+    with av.open(str(V0)) as source, av.open(str(tmp_path / "tags.mkv"), "w") as target:
+        target.metadata["title"] = "REPLACED"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = (tmp_path / "tags.mkv").read_bytes().replace(b"REPLACED", "Café été".encode("latin-1"))
+    assert decode(decoder, content)[0].frame_count == 8
+
+
 def test_a_codec_that_is_not_read_is_named(decoder: FrameDecoder) -> None:
     assert "av1" in refusal(decoder, DATA / "av1.mp4").message
 

@@ -41,6 +41,15 @@ class DemoModel(nn.Module):
         self.projector = make_projector(self.config)
         self.language = LanguageModel(d)
         self.auxiliary = AuxiliaryHead(d.llm_hidden)
+        self._normalise = normalise
+
+    def compile_parts(self) -> None:
+        """Fuse what runs at fixed numbers of frames, and the language model's layers at any lengths (CUDA)."""
+        self._normalise = torch.compile(normalise, dynamic=False)
+        for part in (self.tower.embeddings, *self.tower.encoder.layers):
+            part.compile(dynamic=False)
+        for layer in self.language.model.layers:
+            layer.compile(dynamic=True)
 
     def embed(self, frames: Tensor) -> Tensor:
         """As VisionModel.embed, but differentiable.
@@ -51,7 +60,7 @@ class DemoModel(nn.Module):
         Returns:
             [16 * F, hidden] in the dtype of autocast.
         """
-        x = pixel_shuffle(self.tower(normalise(frames)), self.config.patches_per_side)  # [F, 256, 4 C]
+        x = pixel_shuffle(self.tower(self._normalise(frames)), self.config.patches_per_side)  # [F, 256, 4 C]
         x = x.reshape(-1, FRAMES_PER_GROUP * self.config.tokens_per_frame, self.config.shuffled_size)
         rows: Tensor = self.projector(self._merged(x)).flatten(0, 1)
         return rows
@@ -89,7 +98,9 @@ class DemoModel(nn.Module):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """The weights under the checkpoint's names, float32; without the auxiliary head."""
         state = self.state_dict()
-        return {new + name.removeprefix(old): state[name] for old, new in _PREFIXES.items() for name in state if name.startswith(old)}
+        return {
+            new + name.removeprefix(old): state[name] for old, new in _PREFIXES.items() for name in state if name.startswith(old)
+        }
 
 
 class AuxiliaryHead(nn.Module):

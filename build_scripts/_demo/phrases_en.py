@@ -312,7 +312,17 @@ QUESTIONS: dict[str, list[str]] = {
         "Give me a summary of this video.",
         "What goes on in the video?",
     ],
-    "hello": ["Hello!", "Hi!", "Hello there!", "Hey!", "Good morning!", "Hi, how are you?", "Good evening.", HELD_OUT, "Hi there!"],
+    "hello": [
+        "Hello!",
+        "Hi!",
+        "Hello there!",
+        "Hey!",
+        "Good morning!",
+        "Hi, how are you?",
+        "Good evening.",
+        HELD_OUT,
+        "Hi there!",
+    ],
     "who": [
         "Who are you?",
         "What are you?",
@@ -400,4 +410,7 @@ ANSWERS = {
 }
 PREFIXES = ["Please tell me: ", "Hey, ", "Question: ", "Please answer: ", "Look at the video. ", "OK, ", "So, "]
 SUFFIXES = ["in this video", "in the video", "in this clip", "in the clip"]
-SECOND = {1: ("in the first video", "in video 1", "in the first clip"), 2: ("in the second video", "in video 2", "in the second clip")}
+SECOND = {
+    1: ("in the first video", "in video 1", "in the first clip"),
+    2: ("in the second video", "in video 2", "in the second clip"),
+}

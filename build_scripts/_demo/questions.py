@@ -266,7 +266,9 @@ class Asker:
         claimed = count if true else self.random.choice([number for number in (2, 3) if number != count])
         things = self._nouns(language)["things"]
         number = NUMBERS[language][claimed]
-        return self._yes_no(language, {"number": f"{number} {things}" if language == "en" else f"{number}个{things}"}, true, _YES_NO)
+        return self._yes_no(
+            language, {"number": f"{number} {things}" if language == "en" else f"{number}个{things}"}, true, _YES_NO
+        )
 
     def _absent(self, language: Language, _: Thing | None) -> _Answer:
         colour, shape = self._absent_pair()
@@ -308,7 +310,9 @@ class Asker:
         kind = "no_video" if self.scene is None else "empty"
         ref = self._coloured(language, self.random.choice(COLOUR_NAMES), self.random.choice(SHAPES))
         if self.random.random() < 0.4:
-            ref = self._shape_noun(language, self.random.choice(SHAPES)) if self.random.random() < 0.7 else self._generic(language)
+            ref = (
+                self._shape_noun(language, self.random.choice(SHAPES)) if self.random.random() < 0.7 else self._generic(language)
+            )
         words = {
             "ref": f"the {ref}" if language == "en" else ref,
             "colour": COLOUR_WORDS[language][self.random.choice(COLOUR_NAMES)],

@@ -145,9 +145,7 @@ def _events(random: np.random.Generator, count: int) -> list[tuple[Event, str]]:
     return [(event, part) for event, part in zip(drawn, parts, strict=False)]
 
 
-def _thing(
-    random: np.random.Generator, event: Event, part: str, colours: list[str], *, crowd: int, width_factor: float
-) -> Thing:
+def _thing(random: np.random.Generator, event: Event, part: str, colours: list[str], *, crowd: int, width_factor: float) -> Thing:
     event = next(name for name in get_args(Event) if name == event)  # numpy's strings are of another type
     largest = {1: 0.2, 2: 0.18, 3: 0.14}[crowd]
     radius = random.uniform(0.062, largest)

@@ -13,11 +13,17 @@ from transformers.utils import sentencepiece_model_pb2_new as model_pb2  # see _
 
 from build_scripts._demo.questions import Asker, all_texts
 from build_scripts._demo.scene import sample_scene
-from build_scripts._demo.words import LANGUAGES
+from build_scripts._demo.words import COLOUR_WORDS, LANGUAGES, SHAPE_NOUNS
 from build_scripts._random_tokenizer import write_tokenizer
 from internvideo_server.chat import DEFAULT_SYSTEM_TEXT
 
 VOCAB_SIZE = 1536
+# Chinese has no spaces: without this the commonest phrases would become pieces, and "red circle" one unlike "red square".
+_WORDS = [
+    *COLOUR_WORDS["zh"].values(),
+    *(nouns[0] for nouns in SHAPE_NOUNS["zh"].values()),
+    *("移动", "向左", "向右", "向上", "向下", "出现", "消失", "变大", "变小", "变成", "没有", "视频"),
+]
 _ADDED, _RENAMED, _FIRST_RENAMED = 16, 6, 141  # tokens behind the pieces; pieces that get other names; see _random_tokenizer
 
 
@@ -44,8 +50,7 @@ def _train(pieces: int, seed: int) -> bytes:
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         character_coverage=1.0,
-        max_sentencepiece_length=8,
-        user_defined_symbols=["\n", "Frame"],  # pieces of their own, so what stands around them changes nothing
+        user_defined_symbols=["\n", "Frame", *_WORDS],  # pieces of their own, so what stands around them changes nothing
         num_threads=1,  # the same model on every machine
         pad_id=-1,
         minloglevel=2,
@@ -63,7 +68,8 @@ def _train(pieces: int, seed: int) -> bytes:
 def _sentences(seed: int) -> Iterator[str]:
     choices = random.Random(seed)
     for number in range(2500):
-        asker = Asker(sample_scene(np.random.default_rng((seed, number))), choices)
+        video = choices.choice((None, None, 1, 2))
+        asker = Asker(sample_scene(np.random.default_rng((seed, number))), choices, video=video)
         for turn in asker.conversation(2, LANGUAGES[number % 2]):
             yield turn.question
             yield turn.answer

@@ -115,7 +115,7 @@ def motion(language: Language, thing: Thing) -> str:
 
 
 def sentence(language: Language, thing: Thing, article: str = "the") -> str:
-    """"The red circle grows."; in Chinese, which has no articles, 红色圆形变大。"""
+    """ "The red circle grows."; in Chinese, which has no articles, 红色圆形变大。"""
     name = noun(language, thing.colour, thing.shape)
     if language == "zh":
         return f"{name}{verb(language, thing)}。"

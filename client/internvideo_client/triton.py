@@ -76,7 +76,8 @@ class Sampling:
         else:
             values["temperature"] = np.float32(self.temperature)
             values["runtime_top_k"] = np.int32(max(self.top_k or 0, 0))
-            values["runtime_top_p"] = _optional(np.float32, self.top_p)
+            # Never left out: without top-k and top-p TensorRT-LLM takes the likeliest token, whatever the temperature.
+            values["runtime_top_p"] = np.float32(1.0 if self.top_p is None else self.top_p)
             values["seed"] = _optional(np.uint64, self.seed)
         return {name: np.array([[value]]) for name, value in values.items() if value is not None}
 

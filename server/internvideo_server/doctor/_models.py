@@ -29,7 +29,7 @@ def check_checkpoint(path: Path) -> tuple[list[Check], Checkpoint | None]:
         return [failed(name, str(error), _FETCH)], None
     files = len(set(checkpoint.tensor_files.values()))
     vocabulary = checkpoint.llm_config["vocab_size"]
-    message = f"{parameters / 1e9:.2f} billion parameters in {files} files, {checkpoint.dtype}, vocabulary {vocabulary}"
+    message = f"{parameters:,} parameters in {files} files, {checkpoint.dtype}, vocabulary {vocabulary}"
     checks = [ok(name, message)]
     for file in _TOKENIZER_FILES:
         if problem := _file_problem(path / file):

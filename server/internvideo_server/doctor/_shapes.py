@@ -43,7 +43,7 @@ def stored_shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for file in sorted(set(checkpoint.tensor_files.values())):
         with safe_open(file, framework="np") as shard:
-            for name in shard.keys():  # noqa: SIM118 - no dict
+            for name in shard.keys():
                 if checkpoint.tensor_files.get(name) == file:
                     shapes[name] = tuple(shard.get_slice(name).get_shape())
     return shapes
@@ -119,4 +119,3 @@ def _positive(section: dict[str, Any], key: str, name: str) -> int:
     if type(value) is not int or value < 1:
         raise CheckpointError(f"config.json: {name}.{key} must be a positive number, not {value!r}")
     return value
-

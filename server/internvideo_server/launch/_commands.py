@@ -11,13 +11,18 @@ from ._tritonserver import TritonServer
 
 TRITON_EXIT_S = 8  # how long Triton waits for requests in flight
 ADAPTER_EXIT_S = 3.0
-_CUDA_POOL_BYTES = 1 << 28  # tensors between the models: a table of 128 frames is 16 MB (bfloat16, 4096 wide)
 
 
 def triton_command(
-    server: TritonServer, repository: Path, backends: Path, host: str, ports: dict[str, int], run_id: str, gpu: int | None
+    server: TritonServer,
+    repository: Path,
+    backends: Path,
+    host: str,
+    ports: dict[str, int],
+    run_id: str,
+    pool: tuple[int, int] | None,
 ) -> list[str]:
-    """The command line of tritonserver."""
+    """The command line of tritonserver; ``pool`` is the tower's GPU and the bytes there for tensors between the models."""
     command = [
         str(server.binary),
         f"--model-repository={repository}",
@@ -36,8 +41,8 @@ def triton_command(
         f"--metrics-address={host}",
         f"--metrics-port={ports['--triton-metrics-port']}",
     ]
-    if gpu is not None:
-        command.append(f"--cuda-memory-pool-byte-size={gpu}:{_CUDA_POOL_BYTES}")
+    if pool is not None:
+        command.append(f"--cuda-memory-pool-byte-size={pool[0]}:{pool[1]}")
     return command
 
 

@@ -41,7 +41,8 @@ def mpi_command(command: Sequence[str], ranks: int, shm_prefix: str, exit_s: int
             f"the engine has {ranks} ranks, which needs mpirun: it comes with NVIDIA's container (PATH has none); "
             "Debian/Ubuntu: `apt install openmpi-bin`"
         )
-    line = [mpirun, "--mca", "odls_base_sigkill_timeout", str(exit_s + 2)]
+    # Bound to one core, as is the default for two ranks, rank 0 would decode, preprocess and serve on that core alone.
+    line = [mpirun, "--bind-to", "none", "--mca", "odls_base_sigkill_timeout", str(exit_s + 2)]
     if os.geteuid() == 0:
         line.append("--allow-run-as-root")
     shared = [part for part in command if not part.startswith(_LEADS_ONLY)]

@@ -21,6 +21,9 @@ class ServeOptions:
         engine: Engine directory (``config.json``, ``tokenizer.json`` and ``llama/`` or TensorRT-LLM's ``rank*.engine``);
             None exports one from the checkpoint into the cache.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: ``cuda:0`` where there is a GPU that the installed torch can use.
+        vit_device: Where the vision tower runs, in the same words; None: where the engine runs.
+        kv_cache_fraction: Share of the GPU memory that is free beside the engine, for a TensorRT-LLM engine's KV cache; None:
+            what model_repository/tensorrt_llm says. The tower's memory must fit into the rest.
         dtype: Of the tower, the prompt table and the engine. ``auto``: the given engine's; without ``engine``, float32 on a CPU
             and bfloat16 on CUDA.
         num_frames: Frames sampled per video where the request does not say.
@@ -46,6 +49,8 @@ class ServeOptions:
     checkpoint: Path | None = None
     engine: Path | None = None
     device: str = "auto"
+    vit_device: str | None = None
+    kv_cache_fraction: float | None = None
     dtype: str = "auto"
     num_frames: int = 80
     max_frames: int = 128
@@ -75,6 +80,8 @@ class ServeOptions:
         for flag, frames in (("--num-frames", self.num_frames), ("--max-frames", self.max_frames)):
             if frames < 4 or frames % 4:
                 raise LaunchError(f"{flag} must be a positive multiple of 4 (the tower merges groups of 4 frames), got {frames}")
+        if self.kv_cache_fraction is not None and not 0 < self.kv_cache_fraction < 1:
+            raise LaunchError(f"--kv-cache-fraction must be between 0 and 1, got {self.kv_cache_fraction}")
         if self.num_frames > self.max_frames:
             raise LaunchError(f"--num-frames {self.num_frames} is more than --max-frames {self.max_frames}")
         for count, name in ((self.decode_workers, "decode_workers"), (self.max_queue_size, "max_queue_size")):

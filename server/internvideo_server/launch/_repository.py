@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from ._engine import GRAMMAR_FILE, world_size
 from ._errors import LaunchError
 from ._options import Device
 
@@ -20,7 +21,10 @@ _TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYPE_FP16
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run sets in the repository; directories are absolute, ``dtype`` and ``device`` resolved."""
+    """What a run sets in the repository; directories are absolute, ``dtype`` and devices resolved.
+
+    ``vit_device`` None: the engine's. ``kv_cache_fraction`` None: as the repository says.
+    """
 
     checkpoint: Path
     engine: Path
@@ -31,6 +35,13 @@ class RunSettings:
     allowed_local_media_path: tuple[Path, ...]
     decode_workers: int
     max_queue_size: int
+    vit_device: Device | None = None
+    kv_cache_fraction: float | None = None
+
+    @property
+    def tower(self) -> Device:
+        """Where the vision tower runs."""
+        return self.vit_device or self.device
 
     def parameters(self) -> dict[str, dict[str, str]]:
         """Model name -> parameters of its config.pbtxt."""
@@ -48,13 +59,24 @@ class RunSettings:
                 "checkpoint_dir": str(self.checkpoint),
                 "engine_dir": str(self.engine),
                 "dtype": self.dtype,
-                "device": self.device.name,
+                "device": self.tower.name,
             },
-            "tensorrt_llm": {
-                "gpt_model_path": str(self.engine),
-                "gpu_device_ids": "" if self.device.index is None else str(self.device.index),
-            },
+            "tensorrt_llm": self._engine_parameters(),
         }
+
+    def _engine_parameters(self) -> dict[str, str]:
+        grammar = self.engine / GRAMMAR_FILE  # without it guided decoding is off: the backend would not load
+        first = self.device.index
+        gpus = [] if first is None else range(first, first + world_size(self.engine))
+        parameters = {
+            "gpt_model_path": str(self.engine),
+            "gpu_device_ids": ",".join(map(str, gpus)),
+            "guided_decoding_backend": "xgrammar" if grammar.is_file() else "",
+            "xgrammar_tokenizer_info_path": str(grammar) if grammar.is_file() else "",
+        }
+        if self.kv_cache_fraction is not None:
+            parameters["kv_cache_free_gpu_mem_fraction"] = str(self.kv_cache_fraction)
+        return parameters
 
 
 def render_repository(source: Path, target: Path, settings: RunSettings) -> list[str]:
@@ -79,7 +101,7 @@ def render_repository(source: Path, target: Path, settings: RunSettings) -> list
         set_parameters(config, parameters.get(name, {}))
         _set_table_type(config, settings.dtype)
         if name == "vit":
-            _set_instances(config, settings.device)
+            _set_instances(config, settings.tower)
         (target / name / "config.pbtxt").write_text(text_format.MessageToString(config))
     return names
 

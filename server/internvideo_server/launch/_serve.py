@@ -15,10 +15,14 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 
+from ..limits import EngineLimits
 from ._artifacts import find_checkpoint, find_engine, project_home, resolve_dtype
 from ._backends import backend_directory
 from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
+from ._engine import cuda_pool_bytes, world_size
 from ._errors import LaunchError
+from ._keeper import shm_prefix
+from ._mpi import mpi_command, mpi_environment
 from ._options import ServeOptions
 from ._ports import resolve_ports
 from ._processes import Ended, Keeper, ProgramSpec, Run, tail
@@ -126,6 +130,7 @@ def _summary(server: RunningServer) -> str:
 def _start(options: ServeOptions, progress: Progress) -> RunningServer:
     home = project_home()
     device = resolve_device(options.device)
+    vit_device = device if options.vit_device is None else resolve_device(options.vit_device)
     server = find_tritonserver()
     ports = resolve_ports(
         {
@@ -149,15 +154,20 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             allowed_local_media_path=options.allowed_local_media_path,
             decode_workers=options.decode_workers,
             max_queue_size=options.max_queue_size,
+            vit_device=vit_device,
+            kv_cache_fraction=options.kv_cache_fraction,
         )
         directory = _output_directory(options, run)
         models = render_repository(home / "model_repository", directory / "model_repository", settings)
         backends = backend_directory(server, home / "server" / "backends", engine, directory / "backends")
 
+        pool = None if vit_device.index is None else (vit_device.index, cuda_pool_bytes(EngineLimits.from_engine_dir(engine)))
+        command = triton_command(server, directory / "model_repository", backends, options.triton_host, ports, run.id, pool)
+        environment = server.environment(os.environ)
         triton = ProgramSpec(
             "tritonserver",
-            triton_command(server, directory / "model_repository", backends, options.triton_host, ports, run.id, device.index),
-            server.environment(os.environ),
+            mpi_command(command, world_size(engine), shm_prefix(run.id), TRITON_EXIT_S, environment),
+            {**environment, **mpi_environment(environment)},
             directory / "tritonserver.log",
             grace_s=TRITON_EXIT_S + 4.0,
         )

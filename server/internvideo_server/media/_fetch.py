@@ -5,7 +5,6 @@ from __future__ import annotations
 from internvideo_server.errors import invalid
 from internvideo_server.media._budget import Budget
 from internvideo_server.media._data import decode_data_url
-from internvideo_server.media._http import download
 from internvideo_server.media._local import open_file_url
 from internvideo_server.media._media import Media
 from internvideo_server.media._policy import MediaPolicy
@@ -35,5 +34,7 @@ def fetch(url: str, policy: MediaPolicy, param: str | None = None, budget: Budge
     if scheme == "data":
         return decode_data_url(url, policy, param)
     if scheme in ("http", "https"):
+        from internvideo_server.media._http import download  # a third of a decoder process's start, which never needs it
+
         return download(url, policy, param, budget)
     raise invalid("this URL is not supported: use file:///path, http(s)://host/path or data:video/mp4;base64,...", param)

@@ -24,7 +24,7 @@ from internvideo_server.media import POLL_SECONDS, Budget
 from internvideo_server.video._process import WorkerDiedError, WorkerProcess, find_python
 from internvideo_server.video._request import FRAME_BYTES, FRAME_SIZE, DecodedMedia, DecodeLimits, DecodeRequest
 
-_START_SECONDS = 60.0  # imports on a busy machine
+_START_SECONDS = 120.0  # 0.3 s of imports, but from a slow disk on a busy machine
 _MAX_THREADS = 16  # more decoding threads gain nothing and cost a frame of memory each
 
 

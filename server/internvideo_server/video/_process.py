@@ -36,7 +36,7 @@ class WorkerProcess:
     """
 
     def __init__(self, python: str, settings: str, closed: threading.Event) -> None:
-        self._command = [python, "-m", "internvideo_server.video._worker"]
+        self._command = [python, "-P", "-m", "internvideo_server.video._worker"]
         self._settings = settings
         self._closed = closed
         self._lock = threading.Lock()  # between start and kill
@@ -80,7 +80,7 @@ class WorkerProcess:
     def wait_ready(self, budget: Budget) -> None:
         """Wait for the process's first words. Raises like :meth:`receive`."""
         if not self._ready:
-            self.receive(budget)
+            self.receive(budget, "waiting for a decoder")
             self._ready = True
 
     def send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
@@ -94,7 +94,7 @@ class WorkerProcess:
         except OSError:
             raise WorkerDiedError(self._how_it_ended()) from None
 
-    def receive(self, budget: Budget) -> dict[str, Any]:
+    def receive(self, budget: Budget, doing: str = "decoding the media") -> dict[str, Any]:
         """Wait for an answer.
 
         Raises:
@@ -102,9 +102,11 @@ class WorkerProcess:
             ServingError: CANCELLED or DEADLINE_EXCEEDED.
         """
         control = self._socket()
-        while not select.select([control], [], [], POLL_SECONDS)[0]:
+        readable = select.poll()  # not select.select: the server may hold more than 1024 open files
+        readable.register(control, select.POLLIN)
+        while not readable.poll(1000 * POLL_SECONDS):
             self._check_open()
-            budget.check("decoding the media")
+            budget.check(doing)
         try:
             message = control.recv(_MESSAGE_BYTES)
         except OSError:

@@ -1,0 +1,134 @@
+"""One training step after the other, from any saved state on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from build_scripts._demo.network import DEMO, DemoModel, initialise
+from build_scripts._demo.packing import Batch, attention_mask
+from build_scripts._demo.render import Renderer
+
+LEARNING_RATE = 1e-3
+_WARM_UP = 300  # steps
+_DECAY = 0.35  # share of the steps, at the end
+_AUXILIARY = (0.4, 0.8)  # share of the steps at which the auxiliary loss begins to fade, and is gone
+
+
+@dataclass
+class Losses:
+    """Of one step, on the device."""
+
+    text: Tensor
+    present: Tensor
+    places: Tensor  # mean error of x, y and 3 x radius, as shares of the frame
+
+
+class Trainer:
+    """Model, optimiser and renderer on one device.
+
+    Args:
+        steps: Of the whole schedule.
+        seed: Of the starting weights.
+        bank: Textures, see ``textures.make_bank``.
+        device: cuda or cpu.
+    """
+
+    def __init__(self, steps: int, seed: int, bank: Tensor, device: torch.device) -> None:
+        self.steps, self.seed, self.device = steps, seed, device
+        self.step = 0
+        fast = device.type == "cuda"
+        self.model = DemoModel(DEMO)
+        initialise(self.model, seed)
+        self.model.to(device)
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        rest = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=fast)
+        self.renderer = Renderer(bank, device, compiled=fast)
+        if fast:
+            self.model.compile_parts()
+
+    def train(self, batch: Batch) -> Losses:
+        """One step; the batch is on the trainer's device."""
+        share = self.step / self.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * _rate(self.step, share)
+        losses = self._losses(batch)
+        fade = (_AUXILIARY[1] - share) / (_AUXILIARY[1] - _AUXILIARY[0])
+        loss = losses.text + min(max(fade, 0), 1) * (8 * losses.present + 4 * losses.places)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return Losses(losses.text.detach(), losses.present.detach(), losses.places.detach())
+
+    def _losses(self, batch: Batch) -> Losses:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            visual = self.see(batch)
+            text = self.say(batch, visual) if batch.ids.shape[1] else None
+        zero = torch.zeros((), device=self.device)
+        text_loss = zero if text is None else F.cross_entropy(text.float(), batch.labels.flatten()[batch.said])
+        if visual is None:
+            return Losses(text_loss, zero, zero)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            present, places = self.model.auxiliary(visual)
+        wanted = batch.drawings
+        weight = torch.full((), 4.0, device=self.device)
+        present_loss = F.binary_cross_entropy_with_logits(present, wanted["present"], pos_weight=weight)
+        there = wanted["placed"][..., None]
+        error = (places - wanted["places"]).abs() * there
+        return Losses(text_loss, present_loss, error.sum() / (3 * there.sum()).clamp_min(1))
+
+    def see(self, batch: Batch) -> Tensor | None:
+        """Render the videos and embed their frames: rows [16 * F, C]."""
+        if not batch.drawings:
+            return None
+        d = batch.drawings
+        frames = self.renderer(d["slots"], d["shapes"], d["back"], d["texture"], batch.seed)
+        rows: Tensor = self.model.embed(frames)
+        return rows
+
+    def say(self, batch: Batch, visual: Tensor | None) -> Tensor:
+        """Logits [N, vocabulary] at the places that have labels."""
+        mask = attention_mask(batch.segments, torch.bfloat16)
+        hidden = self.model(batch.ids, batch.rows, batch.positions, mask, visual)
+        logits: Tensor = self.model.language.output(hidden.flatten(0, 1)[batch.said])
+        return logits
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next stretch needs; the file appears whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "run": {"steps": self.steps, "seed": self.seed},
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: It belongs to a run with another seed or number of steps.
+        """
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        if state["run"] != {"steps": self.steps, "seed": self.seed}:
+            raise ValueError(f"{path} belongs to the run {state['run']}: give the same, or another --state")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def _rate(step: int, share: float) -> float:
+    """Share of the learning rate: a warm-up, a plateau, a straight way down to 2 %."""
+    warm = min((step + 1) / _WARM_UP, 1.0)
+    return warm * min(1.0, 0.02 + 0.98 * max(1 - share, 0) / _DECAY)

@@ -1,0 +1,120 @@
+"""A client that goes away ends the work of its request in every stage."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from internvideo_server.launch import RunningServer
+from tests.asking import answer, body, client, text_part, video_part
+
+pytestmark = pytest.mark.server
+
+MOST_SECONDS = 60.0  # of waiting for something that comes at once on a quiet machine
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + MOST_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+@contextmanager
+def asking(server: RunningServer, request: dict[str, Any]) -> Iterator[socket.socket]:
+    """A request under way; leaving the block closes its connection, as a client that goes away does."""
+    url = urlsplit(server.adapter_url)
+    content = json.dumps(request).encode()
+    lines = ("POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}")
+    head = "\r\n".join(lines) + "\r\n\r\n"
+    with socket.create_connection((url.hostname, url.port), timeout=MOST_SECONDS) as connection:
+        connection.sendall(head.encode() + content)
+        yield connection
+
+
+def work_seconds(server: RunningServer, model: str) -> float:
+    """Seconds that the model's workers were at work on requests that have ended."""
+    families = text_string_to_metric_families(httpx2.get(server.metrics_url, trust_env=False).text)
+    name = "internvideo_work_seconds_total"
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if sample.labels["model"] == model)
+
+
+def decoders(server: RunningServer) -> dict[int, psutil.Process]:
+    """The decoder processes of this server, by id: children of its preprocessing model's stub."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if "internvideo_server.video._worker" in process.cmdline() and str(server.repository) in str(
+                process.parents()[0].cmdline()
+            ):
+                found[process.pid] = process
+        except (psutil.NoSuchProcess, IndexError):
+            continue
+    return found
+
+
+def test_leaving_while_the_video_is_decoded_ends_the_decoder(server: RunningServer, media_dir: Path) -> None:
+    before = decoders(server)
+    assert before
+    for process in before.values():
+        process.send_signal(signal.SIGSTOP)  # decoding now takes for ever
+    try:
+        worked = work_seconds(server, "preprocessing")
+        with asking(server, body(video_part(media_dir / "v0.mp4"))) as connection:
+            connection.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+        until(lambda: work_seconds(server, "preprocessing") > worked, "the request was not ended")
+        until(lambda: len(decoders(server).keys() - before.keys()) == 1, "its decoder was not replaced")
+    finally:
+        for process in before.values():
+            if process.is_running():
+                process.send_signal(signal.SIGCONT)
+    with client(server.adapter_url) as http:
+        assert answer(http, video_part(media_dir / "v0.mp4", num_frames=4), max_tokens=2)
+
+
+def test_leaving_while_the_tower_runs_cuts_its_work(server: RunningServer, media_dir: Path) -> None:
+    long_video = video_part(media_dir / "v7.mp4", num_frames=128)
+    before = work_seconds(server, "vit")
+    with client(server.adapter_url) as http:
+        answer(http, long_video, max_tokens=1)
+        whole = work_seconds(server, "vit") - before
+    before, prepared = work_seconds(server, "vit"), work_seconds(server, "preprocessing")
+    with asking(server, body(long_video)):
+        until(lambda: work_seconds(server, "preprocessing") > prepared, "the tower's turn did not come")
+    until(lambda: work_seconds(server, "vit") > before, "the request was not ended")
+    assert work_seconds(server, "vit") - before < whole / 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_leaving_while_tokens_come_makes_room_in_the_batch(server: RunningServer, stream: bool) -> None:
+    batch = json.loads((server.engine / "config.json").read_text())["build_config"]["max_batch_size"]
+    prompts = [text_part(f"Tell me story number {i}.") for i in range(batch)]
+    with client(server.adapter_url) as http:
+        began = time.monotonic()
+        answer(http, prompts[0], max_tokens=100)
+        whole = 80 * (time.monotonic() - began)  # what 8000 tokens would take, alone
+        left: list[Any] = [asking(server, body(prompt, max_tokens=8000, stream=stream)) for prompt in prompts]
+        connections = [context.__enter__() for context in left]
+        if stream:
+            for connection in connections:
+                assert connection.recv(1)  # tokens come
+        for context in left:
+            context.__exit__(None, None, None)
+        began = time.monotonic()
+        answer(http, text_part("hello"), max_tokens=2)
+        assert time.monotonic() - began < whole / 2  # no place in the batch would have been free before
