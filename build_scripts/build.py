@@ -74,7 +74,7 @@ def plan_steps(
     exporting += ["--max-batch-size", str(sizes.max_batch_size), "--max-frames", str(sizes.max_frames)]
     exporting += ["--max-seq-len", str(sizes.max_seq_len)]
 
-    source = export / "llama" / "source.json"
+    source = export / "source.json"
     model, calibrating = export / "llama", []
     if plan.quantization.needs_calibration:
         model = export / "calibration"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import queue
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ from tritonclient.utils import np_to_triton_dtype
 
 MODEL = "InternVideo2_5"
 TIMEOUT_S = 120.0
+MOST_SECONDS = 60.0  # of waiting for something that comes at once on a quiet machine
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + MOST_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
 
 
 def video_part(path: Path, **options: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +63,12 @@ def server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathF
     )
     with start(options) as running:
         yield running
+
+
+@pytest.fixture
+def free_ports() -> list[int]:
+    """Three ports that were free a moment ago."""
+    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
+        for each in (a, b, c):
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in (a, b, c)]

@@ -97,7 +97,13 @@ def test_rendered_repository_has_the_values_of_the_run(
         "device": device.name,
         "kept": "as it was",
     }
-    assert parameters["tensorrt_llm"] == {"gpt_model_path": str(lab.engine), "gpu_device_ids": gpu_ids, "kept": "as it was"}
+    assert parameters["tensorrt_llm"] == {
+        "gpt_model_path": str(lab.engine),
+        "gpu_device_ids": gpu_ids,
+        "guided_decoding_backend": "",
+        "xgrammar_tokenizer_info_path": "",
+        "kept": "as it was",
+    }
     assert parameters["preprocessing"]["allowed_local_media_path"] == f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}"
     assert parameters["preprocessing"]["tokenizer_path"] == str(lab.engine / "tokenizer.json")
     assert (parameters["preprocessing"]["decode_workers"], parameters["preprocessing"]["max_queue_size"]) == ("2", "7")

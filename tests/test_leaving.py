@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from internvideo_server.launch import RunningServer
-from tests.asking import answer, body, client, text_part, video_part
+from tests.asking import MOST_SECONDS, answer, body, client, text_part, until, video_part
 
 pytestmark = pytest.mark.server
-
-MOST_SECONDS = 60.0  # of waiting for something that comes at once on a quiet machine
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + MOST_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 @contextmanager
