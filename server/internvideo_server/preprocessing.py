@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .chat import ChatTokenizer, Conversation, MediaPart, Prompt, build_prompt, parse_messages
 from .errors import invalid
+from .frames import FrameStore, NamedMedia
 from .limits import EngineLimits
 from .media import Budget, Media, MediaPolicy, fetch
-from .video import DecodedMedia, DecodeRequest, FrameBuffer, FrameDecoder, Sampling
+from .metrics import Meter
+from .video import FRAME_SIZE, DecodeRequest, Sampling, extra_id
 
 # The URL by which a message refers to the request's `video_bytes` input.
 ATTACHMENT_URL = "attachment:video_bytes"
+
+
+class Embeddings(Protocol):
+    """Who knows which embeddings `vit` has (:class:`internvideo_server.cache.LeaseClient`)."""
+
+    def lease(self, request_id: str, keys: list[bytes], deadline: float) -> tuple[int, set[bytes]]:
+        """Hold what is there: a ticket and the keys that it holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreparedMedium:
+    """One medium of a request.
+
+    Attributes:
+        key: Of its frames, 32 bytes.
+        frame_count: T.
+        sent: How many of them are among the request's frames: T, or 0 where `vit` has the embeddings or gets the frames already.
+    """
+
+    key: bytes
+    frame_count: int
+    sent: int
 
 
 @dataclass(frozen=True)
 class Preprocessed:
     """One request, ready for the vision tower and the engine."""
 
-    frames: npt.NDArray[np.uint8]  # [T, 3, 448, 448] RGB
+    frames: npt.NDArray[np.uint8]  # [T, 3, 448, 448] RGB, those of the media that are sent
+    media: list[PreparedMedium]
+    ticket: int  # of the lease on the embeddings of the others, 0: none
     prompt: Prompt
     max_new_tokens: int
 
@@ -37,11 +66,13 @@ class Preprocessor:
     tokenizer: ChatTokenizer
     limits: EngineLimits
     policy: MediaPolicy
-    decoder: FrameDecoder
+    store: FrameStore
     max_frames: int
+    embeddings: Embeddings
+    meter: Meter
 
     def __call__(
-        self, messages: bytes, output_len: int, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget
+        self, messages: bytes, output_len: int, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget, request_id: str = ""
     ) -> Preprocessed:
         """Prepare one request.
 
@@ -50,6 +81,7 @@ class Preprocessor:
             output_len: Tokens to generate; -1 = what is left of the context.
             video_bytes: An uploaded file, uint8 [bytes], or None.
             budget: Ends the work early.
+            request_id: Triton's.
 
         Raises:
             ServingError: With the field at fault.
@@ -59,24 +91,52 @@ class Preprocessor:
             raise invalid(f"the number of tokens to generate must be 1 or more, got {output_len}", "max_tokens")
         for part in conversation.media:
             _sampling(part).check(self.max_frames, part.param)
-        with FrameBuffer() as buffer:
-            media = [self._decode(part, video_bytes, buffer, budget) for part in conversation.media]
-            prompt = self._prompt(conversation, media)
-            return Preprocessed(buffer.frames(), prompt, self._max_new_tokens(prompt, output_len))
+        with ExitStack() as opened:
+            named = [self._name(part, video_bytes, budget, opened) for part in conversation.media]
+            known = {each.key: count for each in named if (count := self.store.count(each.key)) is not None}
+            ticket, held = self.embeddings.lease(request_id, list(known), budget.deadline) if known else (0, set())
+            media, frames = self._collect(named, {key: known[key] for key in held}, budget)
+        prompt = self._prompt(conversation, media)
+        return Preprocessed(frames, media, ticket, prompt, self._max_new_tokens(prompt, output_len))
 
-    def _decode(
-        self, part: MediaPart, video_bytes: npt.NDArray[np.uint8] | None, buffer: FrameBuffer, budget: Budget
-    ) -> DecodedMedia:
-        with self._open(part, video_bytes, budget) as medium:
-            decoded = self.decoder.decode(medium.fd, DecodeRequest(part.kind, _sampling(part), part.param), buffer, budget)
+    def _name(
+        self, part: MediaPart, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget, opened: ExitStack
+    ) -> NamedMedia:
+        """Open a medium and find its key."""
+        began = time.monotonic()
+        medium = opened.enter_context(self._open(part, video_bytes, budget))
+        named = self.store.name(medium, DecodeRequest(part.kind, _sampling(part), part.param), budget)
+        self.meter.add("internvideo_fetch_seconds_total", time.monotonic() - began)
+        self.meter.add("internvideo_fetch_bytes_total", medium.size)
+        return named
+
+    def _collect(
+        self, named: list[NamedMedia], held: dict[bytes, int], budget: Budget
+    ) -> tuple[list[PreparedMedium], npt.NDArray[np.uint8]]:
+        """The media, and the frames of those that `vit` does not hold, each once."""
+        media: list[PreparedMedium] = []
+        sent: dict[bytes, npt.NDArray[np.uint8]] = {}
+        for each in named:
+            known = each.key in held or each.key in sent
+            if not known:
+                sent[each.key] = self.store.frames(each, budget)
+            count = held[each.key] if each.key in held else len(sent[each.key])
+            media.append(PreparedMedium(each.key, count, 0 if known else count))
+            self._check_rows(sum(medium.frame_count for medium in media), each.request.param)
+        self.meter.add("internvideo_frames_delivered_total", sum(medium.frame_count for medium in media))
+        if len(sent) == 1:
+            return media, next(iter(sent.values()))
+        nothing = np.empty((0, 3, FRAME_SIZE, FRAME_SIZE), np.uint8)
+        return media, np.concatenate([nothing, *sent.values()])
+
+    def _check_rows(self, frame_count: int, param: str | None) -> None:
         frames = self.limits.max_rows // 16
-        if buffer.frame_count > frames:
+        if frame_count > frames:
             raise invalid(
-                f"the conversation's videos have {buffer.frame_count} frames together, the engine takes {frames}: "
+                f"the conversation's videos have {frame_count} frames together, the engine takes {frames}: "
                 "ask for fewer with num_frames",
-                f"{part.param}.num_frames",
+                f"{param}.num_frames",
             )
-        return decoded
 
     def _open(self, part: MediaPart, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget) -> Media:
         url = f"{part.param}.url"
@@ -86,8 +146,8 @@ class Preprocessor:
             raise invalid(f"the message refers to {ATTACHMENT_URL}, but the request has no video_bytes", url)
         return Media.from_chunks([video_bytes.data], self.policy, url)
 
-    def _prompt(self, conversation: Conversation, media: list[DecodedMedia]) -> Prompt:
-        counts, hashes = [m.frame_count for m in media], [m.content_hash for m in media]
+    def _prompt(self, conversation: Conversation, media: list[PreparedMedium]) -> Prompt:
+        counts, hashes = [m.frame_count for m in media], [extra_id(m.key) for m in media]
         return build_prompt(conversation, counts, self.tokenizer, self.limits.vocab_size, hashes)
 
     def _max_new_tokens(self, prompt: Prompt, output_len: int) -> int:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from internvideo_server.cache import LeaseServer, socket_name
+from internvideo_server.embeddings import Embedder, NamedFrames
 from internvideo_server.errors import ErrorCode, ServingError, invalid
 from internvideo_server.limits import EngineLimits
 from internvideo_server.vision import Stopped, VisionModel
-from internvideo_server.work import Job, WorkerPool, parameters
+from internvideo_server.work import Job, TritonMeter, WorkerPool, parameters
 
 
 class TritonPythonModel:
@@ -22,13 +24,19 @@ class TritonPythonModel:
         settings = parameters(args)
         limits = EngineLimits.from_engine_dir(Path(settings["engine_dir"]))
         dtype = getattr(torch, settings["dtype"])
-        self._model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), settings["device"], dtype)
-        if (settings["dtype"], self._model.hidden_size) != (limits.dtype, limits.hidden_size):
+        model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), settings["device"], dtype)
+        if (settings["dtype"], model.hidden_size) != (limits.dtype, limits.hidden_size):
             raise pb_utils.TritonModelException(
-                f"vit makes {settings['dtype']} rows of {self._model.hidden_size}, the engine takes {limits.dtype} rows of "
+                f"vit makes {settings['dtype']} rows of {model.hidden_size}, the engine takes {limits.dtype} rows of "
                 f"{limits.hidden_size}: use the engine's dtype (--dtype) and the checkpoint that it was built from"
             )
-        self._pool = WorkerPool("vit", self._embed, workers=1, max_queue_size=int(settings["max_queue_size"]))
+        meter = TritonMeter()
+        self._embedder = Embedder(model, int(settings["embedding_cache_bytes"]), meter)
+        self._leases = LeaseServer(self._embedder.leases, socket_name())
+        limit = int(settings["max_queue_size"])
+        self._pool = WorkerPool(
+            "vit", self._embed, workers=1, max_queue_size=limit, meter=meter, on_stop=self._embedder.leases.stop
+        )
 
     def execute(self, requests: list[Any]) -> None:
         """Queue the requests; they are answered later."""
@@ -36,6 +44,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End the work under way."""
+        self._leases.close()
         self._pool.close()
 
     def _embed(self, job: Job) -> list[Any]:
@@ -43,13 +52,9 @@ class TritonPythonModel:
         if tensor is None:
             raise invalid("frames is missing", "frames")
         frames = torch.from_dlpack(tensor.to_dlpack()).squeeze(0)  # [T, 3, 448, 448] uint8
-        if len(frames) == 0:
-            table = torch.zeros((1, self._model.hidden_size), dtype=self._model.dtype, device=self._model.device)
-        else:
-            try:
-                table = self._model.embed(frames, job.should_stop)  # [16 T, hidden]
-            except Stopped:
-                raise ServingError(ErrorCode.CANCELLED, "the request was stopped in the vision tower") from None
-        if table.is_cuda:
-            torch.cuda.current_stream(table.device).synchronize()  # Triton reads it from another stream
+        try:
+            table = self._embedder.table(frames, _media(job.request), _scalar(job.request, "lease", 0), _should_stop(job))
+        except Stopped:
+            job.check()  # says which of the two it was
+            raise ServingError(ErrorCode.CANCELLED, "the request was stopped in the vision tower") from None
         return [pb_utils.Tensor.from_dlpack("prompt_embedding_table", torch.to_dlpack(table.unsqueeze(0)))]

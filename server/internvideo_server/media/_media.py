@@ -19,10 +19,12 @@ class Media:
     Attributes:
         fd: The file descriptor. Readers must not rely on its offset (``os.pread``, or reopen ``/proc/self/fd/N``).
         size: Length in bytes, > 0.
+        private: Whether nobody else can change the content.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, private: bool = False) -> None:
         self.fd = fd
+        self.private = private
         self.size = os.fstat(fd).st_size
 
     @classmethod
@@ -45,7 +47,7 @@ class Media:
                 check_size(size, policy, param, complete=False)
                 write_all(fd, chunk)
             check_size(size, policy, param)
-            return cls(fd)
+            return cls(fd, private=True)
         except BaseException:
             os.close(fd)
             raise

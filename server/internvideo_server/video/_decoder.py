@@ -67,6 +67,9 @@ class FrameDecoder:
         threads: Threads of one worker; default: the machine's cores shared out among the workers.
         python: The Python program; default: this interpreter's.
 
+    Attributes:
+        limits: As given.
+
     Raises:
         RuntimeError: A worker does not start (its own error is on stderr).
     """
@@ -79,9 +82,10 @@ class FrameDecoder:
         threads: int | None = None,
         python: str | None = None,
     ) -> None:
+        self.limits = limits or DecodeLimits()
         cores = len(os.sched_getaffinity(0))
         settings = {
-            "limits": dataclasses.asdict(limits or DecodeLimits()),
+            "limits": dataclasses.asdict(self.limits),
             "threads": threads or max(1, min(_MAX_THREADS, cores // workers)),
         }
         self._closed = threading.Event()

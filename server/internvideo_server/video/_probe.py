@@ -1,4 +1,4 @@
-"""Look at a video's header before anything is decoded.
+"""Open a video and look at its header before anything is decoded.
 
 Decord tells neither size nor duration before it decodes, and a 10,000 x 10,000 video costs gigabytes. PyAV opens the file
 with the sniffed container format forced and no protocol but ``file``.
@@ -13,8 +13,25 @@ from internvideo_server.errors import invalid
 from internvideo_server.video._request import DecodeLimits
 
 _FILE_ONLY = {"protocol_whitelist": "file"}
-_READABLE_CODECS_HINT = "re-encode it as H.264 in MP4 (ffmpeg -i IN -c:v libx264 OUT.mp4)"
-_UNREADABLE_CODECS = ("av1", "libdav1d", "libaom-av1")  # decord 0.6 is built without them
+
+
+def open_video(path: str, container: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """Open a file's best video stream.
+
+    Args:
+        path: The file.
+        container: FFmpeg's format name.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT: it has none.
+        FFmpegError: The file is damaged.
+    """
+    file = av.open("file:" + path, format=container, options=_FILE_ONLY, metadata_errors="replace")
+    stream = file.streams.best("video")
+    if not isinstance(stream, av.VideoStream):
+        file.close()
+        raise invalid("the file has no video stream", "url")
+    return file, stream
 
 
 def probe(path: str, container: str, limits: DecodeLimits) -> tuple[int, int]:
@@ -32,16 +49,12 @@ def probe(path: str, container: str, limits: DecodeLimits) -> tuple[int, int]:
         ServingError: INVALID_ARGUMENT with the reason (param ``url``).
     """
     try:
-        with av.open("file:" + path, format=container, options=_FILE_ONLY, metadata_errors="replace") as file:
-            stream = file.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
-                raise invalid("the file has no video stream", "url")
-            codec, width, height = stream.codec_context.name, stream.codec_context.width, stream.codec_context.height
-            seconds = (file.duration or 0) / av.time_base
+        file, stream = open_video(path, container)
     except av.error.FFmpegError as error:
         raise invalid(f"the file is no readable video (damaged or cut off?): {error.strerror}", "url") from None
-    if codec in _UNREADABLE_CODECS:
-        raise invalid(f"videos with the codec {codec} cannot be read; {_READABLE_CODECS_HINT}", "url")
+    with file:
+        width, height = stream.codec_context.width, stream.codec_context.height
+        seconds = (file.duration or 0) / av.time_base
     if width * height > limits.max_video_pixels:
         raise invalid(f"the video is {width}x{height}; at most {limits.max_video_pixels} pixels a frame are taken", "url")
     if seconds > limits.max_duration_s:

@@ -18,8 +18,15 @@ from internvideo_server.media import POLL_SECONDS, Budget
 
 _MESSAGE_BYTES = 1 << 16
 # Each malloc arena reserves 64 MiB of address space and OpenBLAS more: on a large host they alone would reach the
-# worker's limit.
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "4", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# worker's limit. Frames come and go in hundreds: their memory is kept, since fresh pages cost more than a frame's conversion.
+_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "4",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "PILLOW_BLOCKS_MAX": "4",  # of 16 MiB
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class WorkerDiedError(Exception):

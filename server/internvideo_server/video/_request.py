@@ -12,6 +12,9 @@ FRAME_BYTES = 3 * FRAME_SIZE * FRAME_SIZE
 IMAGE_FRAMES = 4  # a still image is a video of one group of equal frames
 
 
+ReaderName = Literal["auto", "pyav", "decord"]
+
+
 @dataclass(frozen=True)
 class DecodeRequest:
     """One medium to decode.
@@ -37,6 +40,7 @@ class DecodeLimits:
         max_video_pixels: Largest width x height of a video (a decoder holds a dozen such frames).
         max_image_pixels: Largest width x height of an image.
         max_duration_s: Longest video in seconds.
+        reader: What reads videos; ``auto`` is ``pyav`` (``decord``, the original's, is for comparison).
         memory_bytes: Address space of one worker process; beyond, it fails instead of the whole host.
     """
 
@@ -45,6 +49,7 @@ class DecodeLimits:
     max_video_pixels: int = 4096 * 4096
     max_image_pixels: int = 100_000_000
     max_duration_s: float = 6 * 3600.0
+    reader: ReaderName = "auto"
     memory_bytes: int = 4 << 30
 
 
@@ -57,11 +62,9 @@ class DecodedMedia:
         indices: Frame numbers of the video, T of them; ``[0, 0, 0, 0]`` for an image.
         total_frames: Frames of the whole video.
         fps: Average frames per second of the video; 0 for an image.
-        content_hash: 64 bits >= 1 of the resized frames' bytes (so of content and sampling): equal for equal embeddings.
     """
 
     frame_count: int
     indices: list[int]
     total_frames: int
     fps: float
-    content_hash: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 HEAD_BYTES = 4096  # enough for every signature below
 
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_TS_PACKET, _TS_SYNC = 188, 0x47
 
 
 def video_container(head: bytes) -> str | None:
@@ -26,6 +27,10 @@ def video_container(head: bytes) -> str | None:
         return "avi"
     if head.startswith(b"FLV\x01"):
         return "flv"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if len(head) > 4 * _TS_PACKET and set(head[::_TS_PACKET]) == {_TS_SYNC}:
+        return "mpegts"
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import mmap
 import os
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import av.logging
-import decord
 import numpy as np
 
 from internvideo_server.errors import ErrorCode, ServingError
@@ -67,7 +67,6 @@ def _confine(limits: DecodeLimits) -> None:
 def _quiet() -> None:
     """Decoders' complaints about foreign files are answers to the client, not lines of the server's log."""
     av.logging.set_level(None)
-    decord.logging.set_level(decord.logging.QUIET)
 
 
 def _receive(control: socket.socket, jobs: queue.SimpleQueue[_Job]) -> None:
@@ -95,7 +94,9 @@ def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: Dec
             decoded = decode_video(path, head, Sampling(**request["sampling"]), limits, threads, allocate)
     except ServingError as error:
         return {"error": error.code, "message": error.message, "param": error.param}
-    except MemoryError:
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
         message = f"decoding needs more than the {limits.memory_bytes >> 20} MiB that the server gives to one medium"
         return {"error": ErrorCode.INVALID_ARGUMENT, "message": message, "param": "url"}
     return {"decoded": dataclasses.asdict(decoded)}

@@ -1,0 +1,181 @@
+"""The default reader: FFmpeg through PyAV, by key frames, several at once, exact by time stamp.
+
+Why not decord, the original's reader: its frames are the same where it counts right, but after a seek into an open GOP (HEVC,
+MPEG-2 and MPEG-4 by default), or in a file with an edit list, it returns neighbours of the frames that it was asked for, its
+old FFmpeg decodes slower, and it reads neither AV1 nor GIF. The figures: the project's ``docs/performance.md``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from itertools import chain
+from types import TracebackType
+
+import av
+import av.error
+from av.video.reformatter import Interpolation
+from PIL import Image
+
+from internvideo_server.errors import ServingError, invalid
+from internvideo_server.video._packets import PacketTable, Segment
+from internvideo_server.video._probe import open_video
+from internvideo_server.video._reader import Take
+
+# Decoders that take note of skip_frame from packet to packet (libdav1d only when it is opened).
+_SKIPPING_CODECS = ("h264", "hevc", "mpeg2video", "mpeg4")
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
+class PyavReader:
+    """Reads frames of one file. See :class:`internvideo_server.video._reader.Reader`."""
+
+    def __init__(self, path: str, container: str, threads: int) -> None:
+        self._path, self._container, self._threads = path, container, threads
+        try:
+            file, stream = open_video(path, container)
+            with file:
+                self._check_complete(file, stream)
+                self._table = PacketTable(file, stream)
+                self.fps = float(stream.average_rate or 0)
+        except av.error.FFmpegError as error:
+            raise invalid(f"the video cannot be opened: it is damaged or cut off ({error.strerror})", "url") from None
+        self.frame_count = self._table.frame_count
+        if not self.frame_count:
+            raise invalid("the video cannot be opened: it is damaged or cut off (no frames)", "url")
+
+    @staticmethod
+    def _check_complete(file: av.container.InputContainer, stream: av.VideoStream) -> None:
+        """A cut file with its index in front reads like a shorter video."""
+        entries = stream.index_entries
+        if len(entries) and entries[-1].pos + entries[-1].size > file.size:
+            raise invalid("the video cannot be opened: it is cut off", "url")
+
+    def read(self, frames: list[int], take: Take) -> None:
+        """Decode the segments that hold the frames, longest first, each by one of several decoders."""
+        numbers: dict[int, list[int]] = {}  # frame that is shown -> those it stands for
+        for frame in frames:
+            numbers.setdefault(self._table.shown(frame), []).append(frame)
+        segments = sorted(self._table.segments(list(numbers)), key=lambda segment: -segment.cost)
+        decoders = min(self._threads, len(segments))
+        queue, failed = iter(segments), threading.Event()
+
+        def work() -> None:
+            try:
+                with _Decoder(self._path, self._container, self._table, self._threads // decoders) as decoder:
+                    while not failed.is_set() and (segment := next(queue, None)):  # (atomic on a list's iterator)
+                        for shown, frame in decoder.frames(segment):
+                            for number in numbers[shown]:
+                                take(number, partial(_image, frame))
+            except BaseException:
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(decoders) as pool:
+            done, _ = wait([pool.submit(work) for _ in range(decoders)])
+        try:
+            for each in done:
+                each.result()
+        except av.error.FFmpegError:
+            raise _unreadable(frames, self.frame_count) from None
+
+
+class _Decoder:
+    """A file and a decoder of its own for one thread."""
+
+    def __init__(self, path: str, container: str, table: PacketTable, threads: int) -> None:
+        self._path, self._container, self._table, self._threads = path, container, table, threads
+        self._moved = False  # from the file's start
+        self._open()
+
+    def __enter__(self) -> _Decoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def frames(self, segment: Segment) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The wanted frames of a segment with their numbers, in the order of presentation.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT: one of them does not come.
+            FFmpegError: The decoder refuses.
+        """
+        missing = set(segment.wanted)
+        # From the file's start where the "key frame" was none: with gradual refresh it becomes clean some frames later.
+        for first in dict.fromkeys((segment.first, 0)):
+            for number, frame in self._decode(first, segment.last, missing):
+                if number in missing and not frame.is_corrupt:
+                    missing.discard(number)
+                    yield number, frame
+            if not missing:
+                return
+        raise _unreadable(sorted(missing), self._table.frame_count)
+
+    def _decode(self, first: int, last: int, wanted: set[int]) -> Iterator[tuple[int | None, av.VideoFrame]]:
+        """Frames with their numbers, of the packets from ``first`` to ``last``."""
+        table, codec, count = self._table, None, -1
+        for number, packet in self._packets(first):
+            codec = self._stream.codec_context
+            skipping = table.seekable and codec.name in _SKIPPING_CODECS
+            # What nothing refers to and nobody wants is not decoded.
+            needed = not skipping or table.frame_number(packet.pts) in wanted
+            codec.skip_frame = "DEFAULT" if needed else "NONREF"
+            for frame in codec.decode(packet):
+                count += 1
+                yield (table.frame_number(frame.pts) if table.seekable else count), frame
+            if number >= last:
+                break
+        for frame in codec.decode(None) if codec else ():
+            count += 1
+            yield (table.frame_number(frame.pts) if table.seekable else count), frame
+
+    def _packets(self, first: int) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
+        """Packets with their numbers, from ``first`` on."""
+        for start in dict.fromkeys((first, 0)):
+            self._go_to(start)
+            packets = self._numbered()
+            head = next(packets, None)
+            if head is not None and head[0] <= first:
+                break  # else the container's index led too far
+        if head is not None:
+            yield from (each for each in chain([head], packets) if each[0] >= first)
+
+    def _go_to(self, packet: int) -> None:
+        """To a packet or somewhere before it."""
+        if packet:
+            self._file.seek(int(self._table.pts[packet]), stream=self._stream)
+        elif self._moved:
+            self._file.close()
+            self._open()  # not every container can go back to its start, with time stamps below 0
+        self._moved = True
+
+    def _numbered(self) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
+        number = -1
+        for packet in self._file.demux(self._stream):
+            if packet.size:  # not the mark of the end
+                known = self._table.packet_number(packet.pts) if self._table.seekable else number + 1
+                number = number if known is None else known  # a frame that is never shown counts with the one before
+                yield number, packet
+
+    def _open(self) -> None:
+        self._file, self._stream = open_video(self._path, self._container)
+        self._stream.codec_context.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = self._threads
+        self._moved = False
+
+
+def _image(frame: av.VideoFrame) -> Image.Image:
+    """An RGB image, turned as players show it."""
+    rgb = frame.reformat(format="rgb24", interpolation=Interpolation.BICUBIC)
+    plane = rgb.planes[0]
+    image = Image.frombytes("RGB", (rgb.width, rgb.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
+    turn = _TURNS.get(frame.rotation % 360)
+    return image if turn is None else image.transpose(turn)
+
+
+def _unreadable(frames: list[int], of: int) -> ServingError:
+    which = f"the frames {frames[0]} to {frames[-1]} of {of} cannot all be read"
+    return invalid(f"{which}: the video is damaged or cut off", "url")
