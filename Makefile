@@ -21,7 +21,8 @@ $(SETUP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
 	@# torch first and alone: exactly this version can be a CPU build where pip is given one (README.md, Installation).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
+	@# The one warning that is silenced: setuptools' general advice about editable installs.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
 	@touch $@
 
 demo: $(SETUP) ## Serve, ask about a video, print the streamed answer and the stage timings, stop

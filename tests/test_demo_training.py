@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -58,13 +59,13 @@ def test_packed_sequences_are_the_servers_prompts_with_the_engines_logits(
 ) -> None:
     from transformers import LlamaForCausalLM
 
-    packer = Packer(tokenizer, seed=5)
+    packer = Packer(tokenizer, seed=8)  # a sequence with the default system text
     layout = Layout("test", ((4, 8),), 700, later=True)
     batch = packer.batch(layout, 0)
     visual = torch.randn(12 * TOKENS_PER_FRAME, DEMO.llm_hidden, generator=torch.Generator().manual_seed(2))
     mask = attention_mask(batch.segments, torch.float32)
     with torch.no_grad():
-        hidden = model(batch.ids, batch.rows, batch.positions, mask, visual)
+        hidden = model(batch.ids, batch.seen, batch.positions, mask, visual)
         packed = model.language.output(hidden)[0]
 
     export_llm(checkpoint, tmp_path / "engine")
@@ -84,7 +85,7 @@ def test_packed_sequences_are_the_servers_prompts_with_the_engines_logits(
             text = {"type": "text", "text": turn.question}
             messages += [{"role": "user", "content": [video, text] if number == 0 else [text]}]
             messages += [{"role": "assistant", "content": turn.answer}]
-        conversation = parse_messages(__import__("json").dumps(messages[:-1]))
+        conversation = parse_messages(json.dumps(messages[:-1]))
         prompt = build_prompt(conversation, [4, 8], tokenizer, tokenizer.vocab_size, [1, 2])
         rows = batch.rows[0][places]
         ours = torch.where(rows >= 0, rows + tokenizer.vocab_size, batch.ids[0][places])

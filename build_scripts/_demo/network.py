@@ -76,12 +76,12 @@ class DemoModel(nn.Module):
                 x, sizes = merge_into(x, sizes, choice)
         return x
 
-    def forward(self, ids: Tensor, rows: Tensor, positions: Tensor, mask: Tensor, visual: Tensor | None) -> Tensor:
+    def forward(self, ids: Tensor, seen: Tensor, positions: Tensor, mask: Tensor, visual: Tensor | None) -> Tensor:
         """Hidden states of packed sequences.
 
         Args:
             ids: int64 [B, S].
-            rows: int64 [B, S]: the row of ``visual`` that stands here, -1 on text.
+            seen: int64 [R]: where each row of ``visual`` stands in the flattened [B * S].
             positions: int64 [B, S].
             mask: Added to attention scores [B, 1, S, S].
             visual: [R, C], or None without any video.
@@ -91,7 +91,8 @@ class DemoModel(nn.Module):
         """
         x = self.language.model.tok_embeddings(ids)
         if visual is not None:
-            x = torch.where((rows >= 0)[..., None], visual[rows.clamp_min(0)].to(x.dtype), x)
+            # Each row is copied once: the gradient of indexing by `rows` would add up in one place for all the text.
+            x = x.flatten(0, 1).index_copy(0, seen, visual.to(x.dtype)).view_as(x)
         hidden: Tensor = self.language(x, positions, mask)
         return hidden
 

@@ -82,6 +82,7 @@ class Batch:
     labels: Tensor  # int64 [B, S] the next token where the model is to say it, else NO_LABEL
     asked: Tensor  # int64 [B, S] where there is a label: the number of its turn in `turns`, else -1
     said: Tensor  # int64 [N] where there are labels, as places in the flattened [B * S]
+    seen: Tensor  # int64 [16 * F] where each visual row stands, likewise
     turns: list[Turn]
     seed: int
 
@@ -95,7 +96,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         drawings = {name: change(tensor) for name, tensor in self.drawings.items()}
-        return replace(self, drawings=drawings, **{name: change(getattr(self, name)) for name in (*_FILLS, "said")})
+        return replace(self, drawings=drawings, **{name: change(getattr(self, name)) for name in (*_FILLS, "said", "seen")})
 
 
 @dataclass
@@ -160,6 +161,7 @@ class Packer:
             arrays["asked"][number, : used - 1] = asked
             arrays["labels"][number, : used - 1][said] = np.array(sequence.ids[1:])[said]
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors["seen"] = torch.nonzero(tensors["rows"].flatten() >= 0).flatten()  # rows were given out in this order
         tensors["said"] = torch.nonzero(tensors["labels"].flatten() >= 0).flatten()
         return Batch(_joined(drawings), turns=turns, seed=self.seed * 1_000_003 + step, **tensors)
 
@@ -177,7 +179,8 @@ class Packer:
         choices: random.Random,
         layout: Layout,
     ) -> None:
-        sequence.add([self.tokenizer.token_id("<s>"), self._start, *self._encode("system\n" + DEFAULT_SYSTEM_TEXT), self._end])
+        system = choices.choice(_OTHER_SYSTEM_TEXTS) if choices.random() < 0.05 else DEFAULT_SYSTEM_TEXT
+        sequence.add([self.tokenizer.token_id("<s>"), self._start, *self._encode("system\n" + system), self._end])
         sequence.add([*self._encode("\n"), self._start, *self._encode("user\n")])
         for number, frames in enumerate(counts):
             if number and layout.later:
@@ -230,6 +233,7 @@ class Packer:
         turns.append(turn)
 
 
+_OTHER_SYSTEM_TEXTS = ("You are a helpful assistant.", "Answer the question briefly.", "你是一个有用的助手。")
 _FILLS = {"ids": 0, "rows": -1, "positions": 0, "segments": PADDING, "labels": NO_LABEL, "asked": -1}
 
 

@@ -98,8 +98,8 @@ class Trainer:
     def say(self, batch: Batch, visual: Tensor | None) -> Tensor:
         """Logits [N, vocabulary] at the places that have labels."""
         mask = attention_mask(batch.segments, torch.bfloat16)
-        hidden = self.model(batch.ids, batch.rows, batch.positions, mask, visual)
-        logits: Tensor = self.model.language.output(hidden.flatten(0, 1)[batch.said])
+        hidden = self.model(batch.ids, batch.seen, batch.positions, mask, visual)
+        logits: Tensor = self.model.language.output(hidden.flatten(0, 1).index_select(0, batch.said))
         return logits
 
     def save(self, path: Path) -> None:
