@@ -49,7 +49,7 @@ def test_training_embeds_frames_as_the_server_does(model: DemoModel, checkpoint:
     frames = torch.randint(0, 256, (8, 3, 448, 448), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     served = VisionModel.from_checkpoint(checkpoint, "cpu", torch.float32).embed(frames)
     with torch.no_grad():
-        trained = model.embed(frames)
+        trained = model.embed(model.look(frames))
     assert trained.shape == served.shape == (8 * TOKENS_PER_FRAME, DEMO.llm_hidden)
     assert (trained - served).abs().max() < 1e-4
 

@@ -127,13 +127,13 @@ class Packer:
         self._start, self._end = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
         self._image, self._image_end = tokenizer.token_id("<img>"), tokenizer.token_id("</img>")
 
-    def batch(self, layout: Layout, step: int, *, most_shapes: int | None = None, text: bool = True) -> Batch:
+    def batch(self, layout: Layout, step: int, *, shapes: int | None = None, text: bool = True) -> Batch:
         """Make a batch.
 
         Args:
             layout: The kind of step.
             step: Its number; with the seed it decides everything.
-            most_shapes: No scene has more shapes.
+            shapes: So many in every scene.
             text: Without it the sequences stay empty (for the auxiliary loss alone).
         """
         random_scene = np.random.default_rng((self.seed, step))
@@ -143,7 +143,7 @@ class Packer:
         turns: list[Turn] = []
         row = 0
         for counts in layout.videos:
-            scenes = [self._scene(random_scene, most_shapes) for _ in counts]
+            scenes = [self._scene(random_scene, shapes) for _ in counts]
             drawings += [draw(s, frame_times(frames, random_scene)) for s, frames in zip(scenes, counts, strict=True)]
             sequence = _Sequence()
             if text:
@@ -165,8 +165,7 @@ class Packer:
         tensors["said"] = torch.nonzero(tensors["labels"].flatten() >= 0).flatten()
         return Batch(_joined(drawings), turns=turns, seed=self.seed * 1_000_003 + step, **tensors)
 
-    def _scene(self, source: np.random.Generator, most_shapes: int | None) -> Scene:
-        shapes = None if most_shapes is None else int(source.integers(most_shapes + 1))
+    def _scene(self, source: np.random.Generator, shapes: int | None) -> Scene:
         return sample_scene(source, shapes=shapes)
 
     def _write(
@@ -267,8 +266,8 @@ class Steps(torch.utils.data.Dataset[Batch]):
         weights = _WEIGHTS_EARLY if share < VISION_ONLY else _WEIGHTS
         names = [name for name in weights if name in self.layouts]
         name = choice.choices(names, [weights[name] for name in names])[0]
-        most = 1 if share < 2 / 3 * VISION_ONLY else None
-        batch = self.packer.batch(self.layouts[name], step, most_shapes=most, text=share >= VISION_ONLY)
+        shapes = 1 if share < 2 / 3 * VISION_ONLY else None
+        batch = self.packer.batch(self.layouts[name], step, shapes=shapes, text=share >= VISION_ONLY)
         return replace(batch, turns=[])  # only scoring needs them, and pickling them costs more than all the rest
 
 
