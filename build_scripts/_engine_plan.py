@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -199,3 +200,27 @@ def trtllm_build_command(checkpoint: Path, out: Path, plan: Plan) -> list[str]:
     command += ["--max_input_len", str(sizes.max_input_len), "--max_seq_len", str(sizes.max_seq_len)]
     command += ["--max_num_tokens", str(sizes.max_num_tokens), "--max_multimodal_len", str(sizes.max_multimodal_len)]
     return [*command, "--workers", str(plan.world_size)]
+
+
+def engine_bytes(llm_config: Mapping[str, int], quantization: Quantization) -> int:
+    """Weights of the whole engine: the layers' matrices as quantised, with their scales; embeddings and head in 16 bits.
+
+    Args:
+        llm_config: The checkpoint's ``llm_config``.
+        quantization: Of the matrices.
+    """
+    hidden, mlp, layers = (llm_config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    head_dim = hidden // llm_config["num_attention_heads"]
+    qkv = hidden + 2 * llm_config["num_key_value_heads"] * head_dim
+    matrices = layers * hidden * (qkv + hidden + 3 * mlp)
+    rows = layers * (qkv + 2 * hidden + 2 * mlp)
+    unquantised = 2 * (2 * llm_config["vocab_size"] * hidden + (2 * layers + 1) * hidden)
+    return (
+        unquantised
+        + {
+            Quantization.NONE: 2 * matrices,
+            Quantization.INT8: matrices + 2 * rows,  # a scale for each output channel
+            Quantization.FP8: matrices,  # a scale for each matrix
+            Quantization.INT4_AWQ: matrices // 2 + 2 * (matrices // 128),  # a scale for each 128 inputs of a channel
+        }[quantization]
+    )

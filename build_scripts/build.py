@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from internvideo_server.checkpoint import CheckpointError
+from internvideo_server.checkpoint import Checkpoint, CheckpointError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._engine_plan import (
@@ -35,6 +36,7 @@ from build_scripts._engine_plan import (
     Quantization,
     Sizes,
     convert_flags,
+    engine_bytes,
     example_convert_command,
     trtllm_build_command,
 )
@@ -129,10 +131,11 @@ def build(steps: list[Step], out: Path, checkpoint: Path, plan: Plan, console: C
         StepError: A program failed or is missing, or the disk is too small.
     """
 
-    def report(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def report(number: int, line: str) -> None:
+        title = "" if line.startswith(" ") else f"[{number}/{len(steps)}] "
+        console.print(f"{title}{line}", markup=False, highlight=False, soft_wrap=True)
 
-    report(check_checkpoint(checkpoint, tp=plan.tp, pp=plan.pp))
+    check_checkpoint(checkpoint, tp=plan.tp, pp=plan.pp)
     if shutil.which("trtllm-build") is None:
         raise StepError("trtllm-build is not on PATH: run this inside NVIDIA's container (docs/production.md)")
     out.mkdir(parents=True, exist_ok=True)
@@ -141,11 +144,7 @@ def build(steps: list[Step], out: Path, checkpoint: Path, plan: Plan, console: C
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for number, step in enumerate(steps, start=1):
-            step.run(lambda line, number=number: report(_numbered(line, number, len(steps))), context, force)
-
-
-def _numbered(line: str, number: int, of: int) -> str:
-    return line if line.startswith(" ") else f"[{number}/{of}] {line}"
+            step.run(partial(report, number), context, force)
 
 
 def _version(package: str) -> str:
@@ -167,13 +166,12 @@ def _gpu() -> str:
 
 def _check_disk(out: Path, checkpoint: Path, plan: Plan) -> None:
     """Export, conversion and engine each hold the language model once."""
-    stored = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-    share = {Quantization.NONE: 1.0, Quantization.INT8: 0.6, Quantization.FP8: 0.6, Quantization.INT4_AWQ: 0.4}
-    needed = stored * (1.0 + 2 * share[plan.quantization])
+    llm_config = Checkpoint.open(checkpoint).llm_config
+    needed = engine_bytes(llm_config, Quantization.NONE) + 2 * engine_bytes(llm_config, plan.quantization)
     made = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and not file.is_symlink())
     free = shutil.disk_usage(out).free
     if free + made < needed:
-        raise StepError(f"{out} has {free / 1e9:.0f} GB free, about {needed / 1e9:.0f} GB are needed (three copies of the model)")
+        raise StepError(f"{out} has {free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB are needed (export, conversion, engine)")
 
 
 def main(

@@ -69,19 +69,19 @@ def train_stretch(
     checks = Packer(packer.tokenizer, TEST_SEED - 1)
     check_layout = layouts(frames)["8"]
     started = noted = time.monotonic()
-    sums = torch.zeros(3, device=trainer.device)
+    sums = torch.zeros(4, device=trainer.device)
     since = 0
     batches: Any = loader
     for batch in batches:
         losses = trainer.train(batch.to(trainer.device))
-        sums += torch.stack([losses.text, losses.present, losses.places])
+        sums += torch.stack([losses.text, losses.present, losses.patches, losses.places])
         since += 1
         last = trainer.step == trainer.steps or time.monotonic() - started > stretch_seconds
         if trainer.step % 200 == 0 or last:
-            text, present, places = (sums / since).tolist()
+            text, present, patches, places = (sums / since).tolist()
             now = time.monotonic()
             console.print(
-                f"step {trainer.step}/{trainer.steps} text {text:.4f} present {present:.4f} places {places:.4f} "
+                f"step {trainer.step}/{trainer.steps} text {text:.4f} present {present:.4f} patches {patches:.4f} places {places:.4f} "
                 f"{since / (now - noted):.1f} steps/s {now - started:.0f} s"
             )
             sums.zero_()

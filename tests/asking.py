@@ -19,8 +19,8 @@ TIMEOUT_S = 120.0
 MOST_SECONDS = 60.0  # of waiting for something that comes at once on a quiet machine
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + MOST_SECONDS
+def until(condition: Callable[[], bool], what: str, seconds: float = MOST_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)

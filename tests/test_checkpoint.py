@@ -143,7 +143,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no hidden size": (
         lambda p: _edit_json(p / "config.json", lambda d: d["llm_config"].pop("hidden_size")),
-        r"vocab_size and hidden_size are \[1516, None\]",
+        r"lacks llm_config\.hidden_size",
     ),
     "quantised": (_quantise, "weights are I8"),
 }

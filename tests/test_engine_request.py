@@ -97,7 +97,8 @@ def test_input_lengths_is_not_read_for_a_single_prompt() -> None:
         (tensors(temperature=np.array([[0.5, 0.5]])), "Invalid size for tensor temperature"),
         (tensors(beam_width=2), "no other beam_width than 1"),
         (tensors(num_return_sequences=3), "no other num_return_sequences than 1"),
-        (tensors(lora_task_id=7), "does not support the input lora_task_id"),
+        (tensors(return_perf_metrics=True), "no other return_perf_metrics than False"),
+        (tensors(embedding_bias=np.zeros((1, 100), np.float32)), "does not support the input embedding_bias"),
         (tensors(stop_words_list=np.array([[[5, 6], [3, -1]]], np.int32)), "must not have out-of-bound offsets"),
         (tensors(stop_words_list=np.array([[[5, 6], [2, 1]]], np.int32)), "must not have non-increasing offsets"),
         (tensors(bad_words_list=np.array([[[5, 6], [-1, 2]]], np.int32)), "must not have additional -1s"),
@@ -112,7 +113,7 @@ def test_refusals(request_tensors: dict[str, np.ndarray[Any, Any]], message: str
 
 
 def test_what_has_no_effect_in_the_backend_is_taken() -> None:
-    parse(tensors(pad_id=2, prompt_vocab_size=16, beam_width=1, num_return_sequences=1, runtime_top_p=-1.0))
+    parse(tensors(pad_id=2, prompt_vocab_size=16, beam_width=1, num_return_sequences=1, return_perf_metrics=False))
     parse(tensors(guided_decoding_guide_type=np.array([[b"no such type"]], object)))
 
 

@@ -113,6 +113,12 @@ def below(name: str, above: int) -> list[psutil.Process]:
     return found
 
 
+def of_run(lab: Lab, name: str) -> list[psutil.Process]:
+    """The processes of the lab's last run, and of no other server of this test session, with ``name`` in their command line."""
+    processes = map(psutil.Process, _keeper.marked_processes(lab.run_ids[-1]))
+    return [process for process in processes if any(name in part for part in process.cmdline()[:5])]
+
+
 def named(name: str, above: int) -> psutil.Process:
     """The first of them."""
     return below(name, above)[0]
@@ -200,19 +206,19 @@ def test_adapter_that_stays_unready_fails_the_start_with_its_answer(lab: Lab) ->
 
 def test_killed_adapter_ends_the_run(lab: Lab) -> None:
     with started(lab) as server:
-        named("internvideo_client.adapter", os.getpid()).kill()
+        of_run(lab, "internvideo_client.adapter")[0].kill()
         until(lambda: server.poll() is not None)
         assert server.poll() == Ended("adapter", -9)
 
 
 def test_stop_is_complete_after_a_stub_died(lab: Lab) -> None:
     with started(lab):
-        named("triton_python_backend_stub", os.getpid()).kill()
+        of_run(lab, "triton_python_backend_stub")[0].kill()
 
 
 def test_stop_does_not_wait_for_a_stub_that_hangs(lab: Lab) -> None:
     with started(lab) as server:
-        stubs = below("triton_python_backend_stub", os.getpid())
+        stubs = of_run(lab, "triton_python_backend_stub")
         assert len(stubs) == 3
         for stub in stubs:
             stub.suspend()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import queue
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb2
+from tritonclient.utils import InferenceServerException
 
+from internvideo_server.launch import RunningServer
 from tests.conftest import ROOT
 from tests.upstream_contract import INPUTS, KNOWN_PARAMETERS, MANDATORY_PARAMETERS, OUTPUTS, REQUIRED_PARAMETERS, Tensor
 
@@ -82,3 +87,36 @@ def test_part_of_the_memory_is_left_to_the_vision_tower(parameters: dict[str, st
 def test_paths_are_those_of_the_container(parameters: dict[str, str]) -> None:
     assert parameters["gpt_model_path"] == "/engine"
     assert parameters["xgrammar_tokenizer_info_path"] == "/engine/xgrammar_tokenizer_info.json"
+
+
+@pytest.mark.server
+def test_triton_loads_the_configuration_as_it_is_written(server: RunningServer, config: Any) -> None:
+    """Triton 2.51, with the embedded engine behind the backend's name; the launcher sets the dtype and the paths."""
+    with InferenceServerClient(server.grpc_url) as client:
+        loaded = client.get_model_config("tensorrt_llm").config
+    [table] = [tensor for tensor in loaded.input if tensor.name == "prompt_embedding_table"]
+    assert dtype_of(table) == "FP32"
+    table.data_type = model_config_pb2.DataType.TYPE_BF16
+    assert list(loaded.input) == list(config.input)
+    assert list(loaded.output) == list(config.output)
+    assert loaded.parameters.keys() == config.parameters.keys()
+    assert loaded.model_transaction_policy == config.model_transaction_policy
+    assert loaded.dynamic_batching.default_queue_policy == config.dynamic_batching.default_queue_policy
+
+
+@pytest.mark.server
+def test_guided_decoding_reaches_the_engine_through_the_ensemble(server: RunningServer) -> None:
+    """The embedded engine has no grammars, and says so in NVIDIA's words for an engine without a guided decoder."""
+    messages = [{"role": "user", "content": "Answer in JSON."}]
+    texts = {"messages": json.dumps(messages), "guided_decoding_guide_type": "json", "guided_decoding_guide": ""}
+    inputs = [InferInput(name, [1, 1], "BYTES") for name in texts]
+    for tensor, text in zip(inputs, texts.values(), strict=True):
+        tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
+    inputs.append(InferInput("request_output_len", [1, 1], "INT32").set_data_from_numpy(np.array([[8]], np.int32)))
+    responses: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    with InferenceServerClient(server.grpc_url) as client:
+        client.start_stream(lambda result, error: responses.put((result, error)))
+        client.async_stream_infer("internvideo2_5", inputs, enable_empty_final_response=True)
+        _, error = responses.get(timeout=60)
+    assert isinstance(error, InferenceServerException)
+    assert "GuidedDecoder is not setup" in str(error)

@@ -128,7 +128,7 @@ def _backdrop(scene: Scene, times: NDArray[np.float64], random: np.random.Genera
     texture = 0
     if name is not None:
         texture = texture_numbers(name, random)
-        strongest = {"smooth": 0.12, "stripes": 0.09, "fractal": 0.14, "photo": 0.18}[name]
+        strongest = {"smooth": 0.09, "stripes": 0.07, "fractal": 0.1, "photo": 0.14}[name]
         strength = random.uniform(0.02, strongest) if shapes else random.uniform(0.08, 0.3)
         tint = random.uniform(0.75, 1.25, 3) if random.random() < 0.8 else np.full(3, 1.0)
         back[:, 9:12] = strength * tint

@@ -82,6 +82,7 @@ class Batch:
     labels: Tensor  # int64 [B, S] the next token where the model is to say it, else NO_LABEL
     asked: Tensor  # int64 [B, S] where there is a label: the number of its turn in `turns`, else -1
     said: Tensor  # int64 [N] where there are labels, as places in the flattened [B * S]
+    seen: Tensor  # int64 [16 * F] where each visual row stands, likewise
     turns: list[Turn]
     seed: int
 
@@ -95,7 +96,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         drawings = {name: change(tensor) for name, tensor in self.drawings.items()}
-        return replace(self, drawings=drawings, **{name: change(getattr(self, name)) for name in (*_FILLS, "said")})
+        return replace(self, drawings=drawings, **{name: change(getattr(self, name)) for name in (*_FILLS, "said", "seen")})
 
 
 @dataclass
@@ -126,13 +127,13 @@ class Packer:
         self._start, self._end = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
         self._image, self._image_end = tokenizer.token_id("<img>"), tokenizer.token_id("</img>")
 
-    def batch(self, layout: Layout, step: int, *, most_shapes: int | None = None, text: bool = True) -> Batch:
+    def batch(self, layout: Layout, step: int, *, shapes: int | None = None, text: bool = True) -> Batch:
         """Make a batch.
 
         Args:
             layout: The kind of step.
             step: Its number; with the seed it decides everything.
-            most_shapes: No scene has more shapes.
+            shapes: So many in every scene.
             text: Without it the sequences stay empty (for the auxiliary loss alone).
         """
         random_scene = np.random.default_rng((self.seed, step))
@@ -142,7 +143,7 @@ class Packer:
         turns: list[Turn] = []
         row = 0
         for counts in layout.videos:
-            scenes = [self._scene(random_scene, most_shapes) for _ in counts]
+            scenes = [self._scene(random_scene, shapes) for _ in counts]
             drawings += [draw(s, frame_times(frames, random_scene)) for s, frames in zip(scenes, counts, strict=True)]
             sequence = _Sequence()
             if text:
@@ -160,11 +161,11 @@ class Packer:
             arrays["asked"][number, : used - 1] = asked
             arrays["labels"][number, : used - 1][said] = np.array(sequence.ids[1:])[said]
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors["seen"] = torch.nonzero(tensors["rows"].flatten() >= 0).flatten()  # rows were given out in this order
         tensors["said"] = torch.nonzero(tensors["labels"].flatten() >= 0).flatten()
         return Batch(_joined(drawings), turns=turns, seed=self.seed * 1_000_003 + step, **tensors)
 
-    def _scene(self, source: np.random.Generator, most_shapes: int | None) -> Scene:
-        shapes = None if most_shapes is None else int(source.integers(most_shapes + 1))
+    def _scene(self, source: np.random.Generator, shapes: int | None) -> Scene:
         return sample_scene(source, shapes=shapes)
 
     def _write(
@@ -177,7 +178,8 @@ class Packer:
         choices: random.Random,
         layout: Layout,
     ) -> None:
-        sequence.add([self.tokenizer.token_id("<s>"), self._start, *self._encode("system\n" + DEFAULT_SYSTEM_TEXT), self._end])
+        system = choices.choice(_OTHER_SYSTEM_TEXTS) if choices.random() < 0.05 else DEFAULT_SYSTEM_TEXT
+        sequence.add([self.tokenizer.token_id("<s>"), self._start, *self._encode("system\n" + system), self._end])
         sequence.add([*self._encode("\n"), self._start, *self._encode("user\n")])
         for number, frames in enumerate(counts):
             if number and layout.later:
@@ -230,6 +232,7 @@ class Packer:
         turns.append(turn)
 
 
+_OTHER_SYSTEM_TEXTS = ("You are a helpful assistant.", "Answer the question briefly.", "你是一个有用的助手。")
 _FILLS = {"ids": 0, "rows": -1, "positions": 0, "segments": PADDING, "labels": NO_LABEL, "asked": -1}
 
 
@@ -263,8 +266,8 @@ class Steps(torch.utils.data.Dataset[Batch]):
         weights = _WEIGHTS_EARLY if share < VISION_ONLY else _WEIGHTS
         names = [name for name in weights if name in self.layouts]
         name = choice.choices(names, [weights[name] for name in names])[0]
-        most = 1 if share < 2 / 3 * VISION_ONLY else None
-        batch = self.packer.batch(self.layouts[name], step, most_shapes=most, text=share >= VISION_ONLY)
+        shapes = 1 if share < 2 / 3 * VISION_ONLY else None
+        batch = self.packer.batch(self.layouts[name], step, shapes=shapes, text=share >= VISION_ONLY)
         return replace(batch, turns=[])  # only scoring needs them, and pickling them costs more than all the rest
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from build_scripts._demo.drawing import BLOB
+
 SIDE = 448
 _GRAINS = 32
 
@@ -48,6 +50,15 @@ class Renderer:
         shift = torch.randint(SIDE, (frames, 2), device=slots.device, generator=generator)
         blocks = torch.randn(frames, 3, SIDE // 8, SIDE // 8, device=slots.device, generator=generator)
         return self._draw(slots, shapes, back, texture, self.bank, self.grain, grain, shift, blocks)
+
+
+@torch.no_grad()
+def patch_shapes(slots: Tensor, shapes: Tensor, per_side: int) -> Tensor:
+    """What lies in the middle of each patch: int64 [F, per_side ** 2], 1 + the number of the shape, 0 for none or a blob."""
+    line = (torch.arange(per_side, device=slots.device) + 0.5) / per_side
+    cover = _cover(slots, shapes, line.view(1, 1, -1), line.view(1, -1, 1)).flatten(2)  # [F, S, patches]
+    known = (shapes < BLOB)[..., None]
+    return ((cover > 0.5) * known * (1 + shapes[..., None])).amax(1)  # shapes never touch
 
 
 def _draw(

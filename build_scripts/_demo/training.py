@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from build_scripts._demo.network import DEMO, DemoModel, initialise
 from build_scripts._demo.packing import Batch, attention_mask
-from build_scripts._demo.render import Renderer
+from build_scripts._demo.render import Renderer, patch_shapes
 
 LEARNING_RATE = 1e-3
 _WARM_UP = 300  # steps
 _DECAY = 0.35  # share of the steps, at the end
-_AUXILIARY = (0.4, 0.8)  # share of the steps at which the auxiliary loss begins to fade, and is gone
+_BACKGROUND = 0.05  # its weight among the patches
+_AUXILIARY = (0.7, 0.95)  # share of the steps at which the auxiliary loss begins to fade, and is gone
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Losses:
 
     text: Tensor
     present: Tensor
+    patches: Tensor
     places: Tensor  # mean error of x, y and 3 x radius, as shares of the frame
 
 
@@ -61,45 +63,53 @@ class Trainer:
             group["lr"] = LEARNING_RATE * _rate(self.step, share)
         losses = self._losses(batch)
         fade = (_AUXILIARY[1] - share) / (_AUXILIARY[1] - _AUXILIARY[0])
-        loss = losses.text + min(max(fade, 0), 1) * (8 * losses.present + 4 * losses.places)
+        loss = losses.text + min(max(fade, 0), 1) * (8 * losses.present + 2 * losses.patches + 4 * losses.places)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return Losses(losses.text.detach(), losses.present.detach(), losses.places.detach())
+        return Losses(*(getattr(losses, item.name).detach() for item in fields(losses)))
 
     def _losses(self, batch: Batch) -> Losses:
-        with torch.autocast(self.device.type, torch.bfloat16):
-            visual = self.see(batch)
-            text = self.say(batch, visual) if batch.ids.shape[1] else None
         zero = torch.zeros((), device=self.device)
-        text_loss = zero if text is None else F.cross_entropy(text.float(), batch.labels.flatten()[batch.said])
-        if visual is None:
-            return Losses(text_loss, zero, zero)
         with torch.autocast(self.device.type, torch.bfloat16):
-            present, places = self.model.auxiliary(visual)
+            tokens = self.look(batch)
+            visual = None if tokens is None else self.model.embed(tokens)
+            text = self.say(batch, visual) if batch.ids.shape[1] else None
+            heads = None if tokens is None else (self.model.auxiliary(visual), self.model.patch_head(tokens))
+        text_loss = zero if text is None else F.cross_entropy(text.float(), batch.labels.flatten()[batch.said])
+        if heads is None:
+            return Losses(text_loss, zero, zero, zero)
+        (present, places), patches = heads
         wanted = batch.drawings
         weight = torch.full((), 4.0, device=self.device)
         present_loss = F.binary_cross_entropy_with_logits(present, wanted["present"], pos_weight=weight)
         there = wanted["placed"][..., None]
-        error = (places - wanted["places"]).abs() * there
-        return Losses(text_loss, present_loss, error.sum() / (3 * there.sum()).clamp_min(1))
+        error = ((places - wanted["places"]).abs() * there).sum() / (3 * there.sum()).clamp_min(1)
+        shapes = patch_shapes(wanted["slots"], wanted["shapes"], self.model.config.patches_per_side)
+        weights = torch.ones(patches.shape[2], device=self.device)
+        weights[0] = _BACKGROUND
+        patch_loss = F.cross_entropy(patches.flatten(0, 1), shapes.flatten(), weights)
+        return Losses(text_loss, present_loss, patch_loss, error)
 
-    def see(self, batch: Batch) -> Tensor | None:
-        """Render the videos and embed their frames: rows [16 * F, C]."""
+    def look(self, batch: Batch) -> Tensor | None:
+        """Render the videos and run the tower: [F, 1025, C]."""
         if not batch.drawings:
             return None
         d = batch.drawings
-        frames = self.renderer(d["slots"], d["shapes"], d["back"], d["texture"], batch.seed)
-        rows: Tensor = self.model.embed(frames)
-        return rows
+        return self.model.look(self.renderer(d["slots"], d["shapes"], d["back"], d["texture"], batch.seed))
+
+    def see(self, batch: Batch) -> Tensor | None:
+        """The same to the end: rows for the language model [16 * F, C]."""
+        tokens = self.look(batch)
+        return None if tokens is None else self.model.embed(tokens)
 
     def say(self, batch: Batch, visual: Tensor | None) -> Tensor:
         """Logits [N, vocabulary] at the places that have labels."""
         mask = attention_mask(batch.segments, torch.bfloat16)
-        hidden = self.model(batch.ids, batch.rows, batch.positions, mask, visual)
-        logits: Tensor = self.model.language.output(hidden.flatten(0, 1)[batch.said])
+        hidden = self.model(batch.ids, batch.seen, batch.positions, mask, visual)
+        logits: Tensor = self.model.language.output(hidden.flatten(0, 1).index_select(0, batch.said))
         return logits
 
     def save(self, path: Path) -> None:

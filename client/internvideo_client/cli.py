@@ -1,4 +1,4 @@
-"""``internvideo``: serve, chat, demo."""
+"""``internvideo``: serve, doctor, chat, demo."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ def serve(
     checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: a tiny random one")] = None,
     engine: Annotated[Path | None, typer.Option(help="engine directory; none: exported once and cached")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    vit_device: Annotated[str | None, typer.Option(help="of the vision tower; none: where the engine runs")] = None,
+    kv_cache_fraction: Annotated[
+        float | None, typer.Option(help="share of the free GPU memory for a TensorRT-LLM engine's KV cache")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
     num_frames: Annotated[int, typer.Option(help="frames per video where the request does not say")] = 80,
     max_frames: Annotated[int, typer.Option(help="the most frames a request may ask for")] = 128,
@@ -42,6 +46,7 @@ def serve(
     decode_workers: Annotated[int | None, typer.Option(help="processes that decode video; none: up to 4")] = None,
     max_queue_size: Annotated[int, typer.Option(help="requests that may wait for preprocessing")] = 64,
     run_directory: Annotated[Path | None, typer.Option(help="keep the rendered repository and the logs here")] = None,
+    ready_timeout: Annotated[float, typer.Option(min=1, help="seconds that loading may take")] = 600,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the logs of Triton and the adapter")] = False,
 ) -> None:
     """Start Triton and the OpenAI API; Ctrl-C stops both."""
@@ -52,6 +57,8 @@ def serve(
             checkpoint=checkpoint,
             engine=engine,
             device=device,
+            vit_device=vit_device,
+            kv_cache_fraction=kv_cache_fraction,
             dtype=dtype,
             num_frames=num_frames,
             max_frames=max_frames,
@@ -64,12 +71,55 @@ def serve(
             triton_metrics_port=triton_metrics_port,
             max_queue_size=max_queue_size,
             run_directory=run_directory,
+            ready_timeout_s=ready_timeout,
             verbose=verbose,
             **optional,
         )
     except launch.LaunchError as error:
         raise _failed(str(error)) from error
     raise typer.Exit(launch.serve(options))
+
+
+@app.command()
+def doctor(
+    checkpoint: Annotated[Path | None, typer.Option(help="model directory to check")] = None,
+    engine: Annotated[Path | None, typer.Option(help="engine directory to check")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    max_frames: Annotated[int, typer.Option(help="the most frames a request may ask for")] = 128,
+    allowed_local_media_path: Annotated[
+        list[Path] | None, typer.Option(help="folder that file:// URLs may point into (repeatable)")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address of the OpenAI API")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of the OpenAI API")] = 9997,
+    triton_host: Annotated[str, typer.Option(help="address of Triton")] = "127.0.0.1",
+    triton_http_port: Annotated[int, typer.Option(help="Triton's HTTP port")] = 8000,
+    triton_grpc_port: Annotated[int, typer.Option(help="Triton's gRPC port")] = 8001,
+    triton_metrics_port: Annotated[int, typer.Option(help="Triton's metrics port")] = 8002,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: ok, checks")] = False,
+) -> None:
+    """Check this host, and what is to be served on it, before starting; exit code 0 when nothing failed."""
+    module = _server_part("doctor")
+    ports = {
+        "--port": (host, port),
+        "--triton-http-port": (triton_host, triton_http_port),
+        "--triton-grpc-port": (triton_host, triton_grpc_port),
+        "--triton-metrics-port": (triton_host, triton_metrics_port),
+    }
+    report = module.run(
+        module.DoctorOptions(
+            checkpoint=checkpoint,
+            engine=engine,
+            device=device,
+            max_frames=max_frames,
+            media_roots=tuple(allowed_local_media_path or ()),
+            ports=ports,
+        )
+    )
+    if as_json:
+        typer.echo(json.dumps(report.to_document(), ensure_ascii=False))
+    else:
+        Console(highlight=False).print(report.to_markup(), soft_wrap=True)
+    raise typer.Exit(0 if report.ok else 1)
 
 
 @app.command()
@@ -136,9 +186,13 @@ def main() -> None:
 
 
 def _launch() -> Any:
-    """The launcher, imported where it is needed: ``chat`` works where only the client is installed."""
+    return _server_part("launch")
+
+
+def _server_part(name: str) -> Any:
+    """A package of the server, imported where it is needed: ``chat`` works where only the client is installed."""
     try:
-        return importlib.import_module("internvideo_server.launch")
+        return importlib.import_module(f"internvideo_server.{name}")
     except ModuleNotFoundError as error:
         raise _failed(
             f"{error.name} is missing: install the server's part, `pip install 'internvideo-triton[server]'`"

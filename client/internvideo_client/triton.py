@@ -29,6 +29,7 @@ _OUTPUTS = ("output_ids", "sequence_length", "num_input_tokens")
 
 _STOP_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 1.0
 # A step that Triton was just handing over when the first stop came did not know the id yet.
 _SECOND_STOP_AFTER_S = 0.2
 
@@ -233,9 +234,23 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._call.cancel()
-        if not self._ended:
-            self._client._stop_in_background(self.request_id)
+        try:
+            if self._ended and not self._call.done():
+                await self._read_to_the_end()
+            elif not self._ended:
+                self._client._stop_in_background(self.request_id)
+        finally:
+            self._call.cancel()
+
+    async def _read_to_the_end(self) -> None:
+        # A cancel between the final response and the end of the stream makes Triton 2.51 keep the request for ever: it then
+        # waits for it when it is told to end.
+        try:
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                async for _ in self._call:
+                    pass
+        except (TimeoutError, grpc.RpcError) as error:
+            _log.info("the stream of request %s did not end by itself: %s", self.request_id, reason_of(error))
 
     async def __aiter__(self) -> AsyncIterator[TokenBatch]:
         timeout_s = self._first_timeout_s

@@ -189,7 +189,9 @@ def _check_shards(tensor_files: dict[str, Path], llm_config: dict[str, Any]) -> 
                 raise CheckpointError(f"{file} lacks {missing[0]} ({len(missing)} tensors that the index puts there)")
             for name in listed.intersection(_VOCABULARY_TENSORS):
                 shape = shard.get_slice(name).get_shape()
-                expected = [llm_config.get("vocab_size"), llm_config.get("hidden_size")]
+                if absent := [key for key in ("vocab_size", "hidden_size") if key not in llm_config]:
+                    raise CheckpointError(f"config.json lacks llm_config.{absent[0]}: fetch it again")
+                expected = [llm_config["vocab_size"], llm_config["hidden_size"]]
                 if shape != expected:
                     raise CheckpointError(f"{name} is {shape}, llm_config's vocab_size and hidden_size are {expected}")
                 stored_dtype = shard.get_slice(name).get_dtype()

@@ -66,6 +66,7 @@ class Call:
 
     def __init__(self, url: str, tensors: Tensors, outputs: tuple[str, ...] | None, request_id: str) -> None:
         self.request_id = request_id
+        self._ended = False
         self._events: queue.Queue[Any] = queue.Queue()
         self._client = grpcclient.InferenceServerClient(url)
         self._client.start_stream(lambda result, error: self._events.put((result, error)))
@@ -92,10 +93,12 @@ class Call:
         """
         result, error = self._events.get(timeout=timeout)
         if error is not None:
+            self._ended = True
             raise RefusedError(str(error))
         message = result.get_response()
         tensors = {output.name: result.as_numpy(output.name) for output in message.outputs}
-        return Response(tensors, message.parameters["triton_final_response"].bool_param)
+        self._ended = message.parameters["triton_final_response"].bool_param
+        return Response(tensors, self._ended)
 
     def rest(self) -> Answer:
         """Wait for the final response."""
@@ -105,8 +108,8 @@ class Call:
         return answer
 
     def cancel(self) -> None:
-        """Cancel the call."""
-        self._client.stop_stream(cancel_requests=True)
+        """Cancel the call where it has not ended."""
+        self._client.stop_stream(cancel_requests=not self._ended)
         self._client.close()
 
 

@@ -21,7 +21,6 @@ def word_list(tokens: list[int], ends: list[int]) -> np.ndarray:
     [
         ({"input_ids": None}, "not (present|provided)"),
         ({"request_output_len": None}, "request_output_len"),
-        ({"input_lengths": None}, "input_lengths"),
         ({"request_output_len": 0}, "mMaxNewTokens > 0"),
         ({"request_output_len": -1}, "mMaxNewTokens > 0"),
         ({"runtime_top_k": -1}, "topK"),

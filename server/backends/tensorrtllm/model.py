@@ -33,6 +33,7 @@ class TritonPythonModel:
             max_queue_size=int(config.get("dynamic_batching", {}).get("default_queue_policy", {}).get("max_queue_size", 0)),
             reuse=self._reuse,
             cancellation_check_period=int(settings.get("cancellation_check_period_ms", "100")) / 1000,
+            report=_RequestMetrics(args["model_name"], args["model_version"]),
         )
         gc.freeze()  # what is loaded stays: the end's collections then take milliseconds, not seconds
 
@@ -68,6 +69,21 @@ class TritonPythonModel:
         sink.check_outputs()
         parsed = parse_request(tensors, table, self._engine.limits, exclude_input=self._exclude_input, reuse=self._reuse)
         self._engine.submit(request.request_id(), parsed, sink)
+
+
+class _RequestMetrics:
+    """The requests in the batch and waiting, on Triton's metrics page under NVIDIA's name."""
+
+    def __init__(self, model: str, version: str) -> None:
+        gauge = pb_utils.MetricFamily.GAUGE
+        self._family = pb_utils.MetricFamily("nv_trt_llm_request_metrics", "TRT LLM request metrics", gauge)  # kept: see below
+        labels = {"model": model, "version": version}
+        self._active, self._waiting = (self._family.Metric(labels={**labels, "request_type": t}) for t in ("active", "waiting"))
+
+    def __call__(self, active: int, waiting: int) -> None:
+        """Set both. (A metric ends with its family, and using it then ends the stub.)"""
+        self._active.set(active)
+        self._waiting.set(waiting)
 
 
 class _ResponseSink:

@@ -54,14 +54,23 @@ class Engine:
         max_queue_size: Requests that may wait for a place in the batch; 0 = no limit.
         reuse: Share the KV cache of equal prompts' beginnings.
         cancellation_check_period: Seconds between looks at each client's cancellation.
+        report: Called at the same times with the number of requests in the batch and waiting.
     """
 
     def __init__(
-        self, engine_dir: Path, device: torch.device, *, max_queue_size: int, reuse: bool, cancellation_check_period: float
+        self,
+        engine_dir: Path,
+        device: torch.device,
+        *,
+        max_queue_size: int,
+        reuse: bool,
+        cancellation_check_period: float,
+        report: Callable[[int, int], None] = lambda active, waiting: None,
     ) -> None:
         self.limits = EngineLimits.from_engine_dir(engine_dir)
         self._max_queue_size = max_queue_size
         self._period = cancellation_check_period
+        self._report = report
         self._lock = threading.Lock()  # guards the three below
         self._waiting: deque[_Work] = deque()
         self._running: dict[str, _Work] = {}  # by the manager's id; cancelled ones too until no pass holds them
@@ -138,6 +147,7 @@ class Engine:
                 if (now := time.monotonic()) >= next_check:
                     next_check = now + self._period
                     self._end_cancelled()
+                    self._report(len(self._running), len(self._waiting))
                 if not self._manager.alive:
                     self._fail_all(_DEAD)
 

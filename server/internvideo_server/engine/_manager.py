@@ -76,7 +76,9 @@ class BatchManager:
         self._manager: Any = self._model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
             continuous_batching_config=ContinuousBatchingConfig(
-                page_size=_TOKENS_PER_BLOCK,
+                **{
+                    "page_size" if hasattr(ContinuousBatchingConfig, "page_size") else "block_size": _TOKENS_PER_BLOCK
+                },  # 5.17's name
                 num_blocks=math.ceil(blocks / (1 - _SAFETY_MARGIN)),
                 safety_margin=_SAFETY_MARGIN,
                 max_batch_tokens=max(_MAX_STEP_TOKENS, limits.max_batch_size),

@@ -20,10 +20,10 @@ import torch
 from ..limits import EngineLimits
 from ._sampling import Sampling, Word
 
-# Read by the backend nowhere (pad_id: only for other models), or only with beams or more requests in one, which are refused.
-_WITHOUT_EFFECT = {"pad_id", "input_lengths", "prompt_vocab_size", "len_penalty", "early_stopping", "return_num_output_tokens"}
+# Read by the backend nowhere, or only for other models and for several prompts in one request.
+_WITHOUT_EFFECT = {"pad_id", "input_lengths", "prompt_vocab_size"}
 # Fine as long as they ask for nothing that this engine lacks.
-_ONLY_VALUE = {"beam_width": 1, "num_return_sequences": 1, "return_context_logits": 0, "return_generation_logits": 0}
+_ONLY_VALUE = {"beam_width": 1, "num_return_sequences": 1, "return_perf_metrics": False}
 _KNOWN = {
     *_WITHOUT_EFFECT,
     *_ONLY_VALUE,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import gc
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -80,10 +80,11 @@ class WorkerPool:
     def __init__(self, name: str, handle: Callable[[Job], list[Any]], *, workers: int, max_queue_size: int) -> None:
         gc.freeze()  # what the model has loaded stays: the end's collections then take milliseconds, not seconds
         self._name, self._handle = name, handle
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limit = max_queue_size + workers if max_queue_size else 0
-        self._jobs: set[Job] = set()  # waiting and at work
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards the three below
+        self._waiting: deque[Job] = deque()
+        self._working: set[Job] = set()
+        self._closing = False
         # Triton's own statistics see only the hand-over to these threads.
         self._family = pb_utils.MetricFamily(  # kept: its metrics end with it
             "internvideo_work_seconds_total", "Seconds that the workers of a model were at work", pb_utils.MetricFamily.COUNTER
@@ -105,11 +106,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the work under way and the threads."""
-        with self._lock:
-            for job in self._jobs:
+        with self._changed:
+            self._closing = True
+            for job in (*self._waiting, *self._working):
                 job.stop()
-        for _ in self._threads:
-            self._queue.put(None)
+            self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -117,42 +118,65 @@ class WorkerPool:
         if not stop.request_id:
             stop.fail(ServingError(ErrorCode.INVALID_ARGUMENT, "Trying to stop a request but request ID is not provided"))
             return
-        with self._lock:
-            for job in self._jobs:
+        with self._changed:
+            ended = [job for job in self._waiting if job.request_id == stop.request_id]
+            for job in ended:
+                self._waiting.remove(job)
+            for job in self._working:
                 if job.request_id == stop.request_id:
                     job.stop()
+        for job in ended:  # no worker need get round to them
+            job.fail(_stopped())
         stop.answer([])  # an answer of the FINAL flag alone leaves Triton 2.51 unable to end
 
     def _submit(self, job: Job) -> None:
-        with self._lock:
-            full = self._limit and len(self._jobs) >= self._limit
+        with self._changed:
+            full = self._limit and len(self._waiting) + len(self._working) >= self._limit
             if not full:
-                self._jobs.add(job)
+                self._waiting.append(job)
+                self._changed.notify()
         if full:
             text = f"{self._name} has {self._limit} requests at work and waiting, its limit; try again later"
             job.fail(ServingError(ErrorCode.RESOURCE_EXHAUSTED, text))
-        else:
-            self._queue.put(job)
 
     def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
+        while (job := self._next()) is not None:
             began = time.monotonic()
             try:
-                tensors = None if job.should_stop() else self._handle(job)
-                error = ServingError(ErrorCode.CANCELLED, "the request was stopped") if tensors is None else None
+                if job.should_stop():
+                    raise _stopped()
+                tensors, error = self._handle(job), None
             except ServingError as caught:
-                tensors, error = None, caught
+                # Without its traceback: the frames hold the request's tensors.
+                tensors, error = [], ServingError(caught.code, caught.message, caught.param)
             except Exception as caught:  # a fault of this request must not end the worker
                 _log.exception("%s: request %s failed", self._name, job.request_id)
-                tensors, error = None, ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
+                tensors, error = [], ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
             self._seconds.increment(time.monotonic() - began)
-            with self._lock:
-                self._jobs.discard(job)
-            if error is not None:
-                job.fail(error)
-            else:
-                job.answer(tensors or [])
+            with self._changed:
+                self._working.discard(job)
+            try:
+                if error is not None:
+                    job.fail(error)
+                else:
+                    job.answer(tensors)
+            except Exception:  # no room in the shared memory, say
+                _log.exception("%s: request %s could not be answered", self._name, job.request_id)
             del job, tensors, error
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            while not self._waiting:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            job = self._waiting.popleft()
+            self._working.add(job)
+            return job
+
+
+def _stopped() -> ServingError:
+    return ServingError(ErrorCode.CANCELLED, "the request was stopped")
 
 
 def _triton_code(code: ErrorCode) -> Any:

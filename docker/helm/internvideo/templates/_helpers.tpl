@@ -1,0 +1,59 @@
+{{- define "internvideo.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "internvideo.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "internvideo.labels" -}}
+{{ include "internvideo.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* "server" or "client" -> image reference; call with (dict "root" $ "image" .Values.server.image) */}}
+{{- define "internvideo.image" -}}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- end -}}
+
+{{/* A volume from (dict "name" "engine" "directory" .Values.storage.engine); fails where neither claim nor host path is given. */}}
+{{- define "internvideo.volume" -}}
+- name: {{ .name }}
+  {{- if .directory.claim }}
+  persistentVolumeClaim:
+    claimName: {{ .directory.claim }}
+    readOnly: true
+  {{- else if .directory.hostPath }}
+  hostPath:
+    path: {{ .directory.hostPath }}
+    type: Directory
+  {{- else }}
+  {{- fail (printf "storage.%s needs a claim or a hostPath" .name) }}
+  {{- end }}
+{{- end -}}
+
+{{- define "internvideo.mount" -}}
+- name: {{ .name }}
+  mountPath: /{{ .name }}
+  readOnly: true
+  {{- with .directory.subPath }}
+  subPath: {{ . }}
+  {{- end }}
+{{- end -}}
+
+{{- define "internvideo.hasMedia" -}}
+{{- if or .Values.storage.media.claim .Values.storage.media.hostPath }}true{{ end -}}
+{{- end -}}
+
+{{- define "internvideo.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+{{- end -}}

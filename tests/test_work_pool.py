@@ -1,0 +1,233 @@
+"""Workers behind a Triton model: bounded queue, `stop` by id, one answer for each request, whatever happens."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from internvideo_server.errors import ErrorCode, ServingError, invalid
+
+PATIENCE_S = 10.0
+
+
+class Sender:
+    """Triton's response sender."""
+
+    def __init__(self) -> None:
+        self.responses: list[Any] = []
+        self.cancelled = False
+        self.done = threading.Event()
+        self.broken = False
+
+    def send(self, response: Any, flags: int = 0) -> None:
+        self.responses.append((response, flags))
+        self.done.set()
+        if self.broken:
+            raise RuntimeError("no room in the shared memory")
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+class Request:
+    def __init__(self, request_id: str, *, stop: bool = False) -> None:
+        self.sender, self._id, self.stop = Sender(), request_id, stop
+
+    def request_id(self) -> str:
+        return self._id
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
+
+    @property
+    def answer(self) -> Any:
+        """The one response, once it is there: its tensors, or the error's text."""
+        assert self.sender.done.wait(PATIENCE_S), "no answer"
+        [(response, flags)] = self.sender.responses
+        assert flags == 1
+        return response.error.text if response.error else response.output_tensors
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The package under test, on a stand-in for the module that exists only inside a stub process."""
+    triton = ModuleType("triton_python_backend_utils")
+    codes = SimpleNamespace(**{str(code): str(code) for code in ErrorCode}, INVALID_ARG="INVALID_ARG")
+
+    def error(text: str, code: str) -> SimpleNamespace:
+        return SimpleNamespace(text=text, code=code)
+
+    def response(output_tensors: list[Any] | None = None, error: Any = None) -> SimpleNamespace:
+        return SimpleNamespace(output_tensors=output_tensors, error=error)
+
+    def input_by_name(request: Request, name: str) -> SimpleNamespace | None:
+        return SimpleNamespace(as_numpy=lambda: np.array([request.stop])) if name == "stop" else None
+
+    class MetricFamily:
+        COUNTER = "counter"
+
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def Metric(self, labels: dict[str, str]) -> SimpleNamespace:
+            return SimpleNamespace(increment=lambda seconds: None)
+
+    class TritonError:
+        __new__ = staticmethod(lambda cls, text, code: error(text, code))  # type: ignore[assignment]
+
+    for name in vars(codes):
+        setattr(TritonError, name, name)
+    triton.__dict__.update(
+        TritonError=TritonError,
+        InferenceResponse=response,
+        MetricFamily=MetricFamily,
+        get_input_tensor_by_name=input_by_name,
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
+    for name in ("", "._pool", "._parameters"):
+        monkeypatch.delitem(sys.modules, f"internvideo_server.work{name}", raising=False)
+    import internvideo_server.work
+
+    yield internvideo_server.work
+    for name in ("", "._pool", "._parameters"):
+        sys.modules.pop(f"internvideo_server.work{name}", None)
+
+
+@pytest.fixture
+def pool(work: ModuleType) -> Iterator[Callable[..., Any]]:
+    """Makes pools, and ends them."""
+    pools = []
+
+    def make(handle: Callable[[Any], list[Any]], *, workers: int = 1, max_queue_size: int = 0) -> Any:
+        pools.append(work.WorkerPool("lab", handle, workers=workers, max_queue_size=max_queue_size))
+        return pools[-1]
+
+    yield make
+    for made in pools:
+        made.close()
+
+
+class Handler:
+    """Holds its job until it is let go or stopped."""
+
+    def __init__(self) -> None:
+        self.began, self.go = threading.Semaphore(0), threading.Event()
+        self.seen: list[str] = []
+
+    def __call__(self, job: Any) -> list[Any]:
+        self.seen.append(job.request_id)
+        self.began.release()
+        while not self.go.wait(0.01):
+            if job.should_stop():
+                raise ServingError(ErrorCode.CANCELLED, "the request was stopped at work")
+        return [job.request_id]
+
+
+def test_each_request_is_answered_once(pool: Callable[..., Any]) -> None:
+    requests = [Request(str(number)) for number in range(20)]
+    pool(lambda job: [job.request_id], workers=3).execute(requests)
+    assert [request.answer for request in requests] == [[str(number)] for number in range(20)]
+
+
+def test_errors_keep_their_code_and_the_worker(pool: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    def handle(job: Any) -> list[Any]:
+        if job.request_id == "client":
+            raise invalid("num_frames must be a multiple of 4, got 3", "messages.0")
+        if job.request_id == "server":
+            raise KeyError("lost")
+        return []
+
+    requests = [Request("client"), Request("server"), Request("fine")]
+    pool(handle).execute(requests)
+    assert requests[0].answer == "[INVALID_ARGUMENT param=messages.0] num_frames must be a multiple of 4, got 3"
+    assert requests[1].answer == "[INTERNAL] KeyError in lab: 'lost'"
+    assert requests[2].answer == []
+    assert "request server failed" in caplog.text
+
+
+def test_stop_ends_the_job_at_work(pool: Callable[..., Any]) -> None:
+    handler, request, stop = Handler(), Request("a"), Request("a", stop=True)
+    lab = pool(handler)
+    lab.execute([request])
+    assert handler.began.acquire(timeout=PATIENCE_S)
+    lab.execute([Request("someone else", stop=True), stop])
+    assert stop.answer == []
+    assert request.answer == "[CANCELLED] the request was stopped at work"
+
+
+def test_stop_ends_a_waiting_job_at_once(pool: Callable[..., Any]) -> None:
+    handler, first, second = Handler(), Request("a"), Request("b")
+    lab = pool(handler)
+    lab.execute([first, second])
+    assert handler.began.acquire(timeout=PATIENCE_S)
+    lab.execute([Request("b", stop=True)])
+    assert second.answer == "[CANCELLED] the request was stopped"  # while the only worker is still busy
+    handler.go.set()
+    assert first.answer == ["a"]
+    assert handler.seen == ["a"]
+
+
+def test_stop_needs_an_id_and_takes_an_unknown_one(pool: Callable[..., Any]) -> None:
+    lab = pool(Handler())
+    without, unknown = Request("", stop=True), Request("nobody", stop=True)
+    lab.execute([without, unknown])
+    assert "request ID is not provided" in without.answer
+    assert unknown.answer == []
+
+
+def test_a_cancelled_call_ends_its_job(pool: Callable[..., Any]) -> None:
+    handler, request = Handler(), Request("a")
+    pool(handler).execute([request])
+    assert handler.began.acquire(timeout=PATIENCE_S)
+    request.sender.cancelled = True
+    assert request.answer == "[CANCELLED] the request was stopped at work"
+
+
+def test_a_full_queue_is_refused_until_there_is_room(pool: Callable[..., Any]) -> None:
+    handler, requests, late = Handler(), [Request(str(number)) for number in range(3)], Request("late")
+    lab = pool(handler, workers=1, max_queue_size=2)
+    lab.execute([*requests, late])
+    assert late.answer == "[RESOURCE_EXHAUSTED] lab has 3 requests at work and waiting, its limit; try again later"
+    lab.execute([Request("2", stop=True)])
+    assert requests[2].answer == "[CANCELLED] the request was stopped"
+    again = Request("again")
+    lab.execute([again])
+    handler.go.set()
+    assert again.answer == ["again"]
+
+
+def test_an_answer_that_cannot_be_sent_does_not_cost_the_worker(
+    pool: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, fine = Request("broken"), Request("fine")
+    broken.sender.broken = True
+    lab = pool(lambda job: [])
+    lab.execute([broken, fine])
+    assert fine.answer == []
+    assert "request broken could not be answered" in caplog.text
+
+
+def test_close_ends_what_is_at_work_and_what_waits(pool: Callable[..., Any]) -> None:
+    handler, requests = Handler(), [Request("a"), Request("b")]
+    lab = pool(handler)
+    lab.execute(requests)
+    assert handler.began.acquire(timeout=PATIENCE_S)
+    lab.close()
+    assert [request.answer for request in requests] == [
+        "[CANCELLED] the request was stopped at work",
+        "[CANCELLED] the request was stopped",
+    ]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lab-")]
+
+
+def test_parameters_are_the_strings_of_the_configuration(work: ModuleType) -> None:
+    config = '{"parameters": {"device": {"string_value": "cpu"}, "dtype": {"string_value": "float32"}}}'
+    assert work.parameters({"model_config": config}) == {"device": "cpu", "dtype": "float32"}
+    assert work.parameters({"model_config": "{}"}) == {}
