@@ -45,7 +45,10 @@ def main(
     if name:
         options = f"--num-frames {num_frames} --threads {threads} --repeats {repeats}" + " --baseline" * baseline
         command = f"python benchmarks/decode.py {' '.join(video.name for video in videos)} {options}"
-        notes = f"Best of {repeats} runs, the methods in turn; times in seconds, `cpu s` over all threads, `MB` above the idle process."
+        notes = (
+            f"Best of {repeats} runs, the methods in turn; `cpu s`: of all threads; `MB`: peak above the idle process. "
+            "The frames of `server` and `old method` were compared: equal."
+        )
         for path in write(name, machine, rows, command, notes):
             typer.echo(path)
 

@@ -33,8 +33,8 @@ def write(name: str, machine: dict[str, Any], rows: list[dict[str, Any]], comman
     files = [folder / f"{name}.json", folder / f"{name}.md"]
     files[0].write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n")
     packages = ", ".join(f"{package} {number}" for package, number in machine["packages"].items())
-    where = f"{machine['cores']} cores ({machine['cpu']}), load {machine['load']:.1f} at the start, Python {machine['python']}, {packages}"
-    lines = [f"`{command}`, commit {machine['commit'][:12]}", "", f"{where}. {notes}", "", *table(rows), ""]
+    where = f"{machine['cores']} cores ({machine['cpu']}), load {machine['load']:.1f} at the start, Python {machine['python']}"
+    lines = [f"`{command}`, commit {machine['commit'][:12]}", "", f"{where}, {packages}. {notes}", "", *table(rows), ""]
     files[1].write_text("\n".join(lines))
     return files
 

@@ -103,14 +103,23 @@ class TritonChatClient:
 
     Args:
         url: ``HOST:PORT`` of Triton's gRPC endpoint.
+        request_timeout_s: Longest time for a whole request. The models learn it too, and end their part of the work by it.
         first_token_timeout_s: Longest silence before the first response (fetching, decoding and the tower take their time).
         inactivity_timeout_s: Longest silence between two responses. A dead engine says nothing, so silence is its only sign.
     """
 
-    def __init__(self, url: str, *, first_token_timeout_s: float = 300.0, inactivity_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        request_timeout_s: float = 300.0,
+        first_token_timeout_s: float = 300.0,
+        inactivity_timeout_s: float = 60.0,
+    ) -> None:
         # The plain stub: tritonclient's own aio client cannot ask for the final response that makes an end visible.
         self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._request_timeout_s = request_timeout_s
         self._first_token_timeout_s = first_token_timeout_s
         self._inactivity_timeout_s = inactivity_timeout_s
         self._stops: set[asyncio.Task[None]] = set()
@@ -145,7 +154,8 @@ class TritonChatClient:
         request = _request(ENSEMBLE, request_id or uuid.uuid4().hex, tensors)
         for name in _OUTPUTS + ("output_log_probs",) * sampling.log_probs:
             request.outputs.add(name=name)
-        return Generation(self, request, self._first_token_timeout_s, self._inactivity_timeout_s)
+        request.parameters["timeout"].int64_param = round(1e6 * self._request_timeout_s)  # Triton's own: microseconds
+        return Generation(self, request, self._request_timeout_s, self._first_token_timeout_s, self._inactivity_timeout_s)
 
     async def stop(self, request_id: str) -> None:
         """End the work of a request in every model of the chain; an id that is not known is no error.
@@ -217,9 +227,17 @@ class Generation:
         ApiError: What the chain reported, or DEADLINE_EXCEEDED after a silence beyond the limit.
     """
 
-    def __init__(self, client: TritonChatClient, request: Any, first_timeout_s: float, inactivity_timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: TritonChatClient,
+        request: Any,
+        request_timeout_s: float,
+        first_timeout_s: float,
+        inactivity_timeout_s: float,
+    ) -> None:
         self._client = client
         self._request = request
+        self._request_timeout_s = request_timeout_s
         self._first_timeout_s = first_timeout_s
         self._inactivity_timeout_s = inactivity_timeout_s
         self._call: Any = None
@@ -255,11 +273,16 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[TokenBatch]:
         timeout_s = self._first_timeout_s
         responses = aiter(self._call)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._request_timeout_s
         while not self._ended:
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(min(timeout_s, deadline - clock())):
                     response = await anext(responses)
             except TimeoutError as silence:
+                if clock() >= deadline:
+                    message = f"the request took longer than the {self._request_timeout_s:g} s that one may take"
+                    raise from_code("DEADLINE_EXCEEDED", message) from silence
                 message = f"the server sent nothing for {timeout_s:g} s; the request was ended"
                 raise from_code("DEADLINE_EXCEEDED", message) from silence
             except StopAsyncIteration as end:

@@ -65,7 +65,7 @@ class Embedder:
         if not media:
             return self._embed(frames, should_stop) if len(frames) else self._no_rows()
         tables, done = [], dict(leased)
-        for medium, sent in zip(media, frames.split([medium.count for medium in media]), strict=True):
+        for medium, sent in zip(media, torch.split(frames, [medium.count for medium in media]), strict=True):
             if medium.key in done:
                 self._cache.count(hit=True)
             elif medium.count == 0:

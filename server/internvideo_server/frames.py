@@ -1,4 +1,4 @@
-"""Frames of media by content: decoded once, kept within a number of bytes, shared by the requests that want them at the same time."""
+"""Frames of media by content: decoded once, kept within a number of bytes, shared by the requests that want them together."""
 
 from __future__ import annotations
 

@@ -99,9 +99,7 @@ class Preprocessor:
         prompt = self._prompt(conversation, media)
         return Preprocessed(frames, media, ticket, prompt, self._max_new_tokens(prompt, output_len))
 
-    def _name(
-        self, part: MediaPart, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget, opened: ExitStack
-    ) -> NamedMedia:
+    def _name(self, part: MediaPart, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget, opened: ExitStack) -> NamedMedia:
         """Open a medium and find its key."""
         began = time.monotonic()
         medium = opened.enter_context(self._open(part, video_bytes, budget))

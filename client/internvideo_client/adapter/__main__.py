@@ -18,6 +18,7 @@ def main(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 9997,
     max_body_bytes: Annotated[int, typer.Option(help="largest request body")] = 256 * 1024 * 1024,
+    request_timeout: Annotated[float, typer.Option(help="longest time for a whole request, seconds")] = 300,
     first_token_timeout: Annotated[float, typer.Option(help="longest silence before the first response, seconds")] = 300,
     inactivity_timeout: Annotated[float, typer.Option(help="longest silence between responses, seconds")] = 60,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
@@ -28,6 +29,7 @@ def main(
         triton=triton,
         tokenizer=tokenizer,
         max_body_bytes=max_body_bytes,
+        request_timeout_s=request_timeout,
         first_token_timeout_s=first_token_timeout,
         inactivity_timeout_s=inactivity_timeout,
     )

@@ -57,6 +57,7 @@ def create_app(settings: AdapterSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with TritonChatClient(
             settings.triton,
+            request_timeout_s=settings.request_timeout_s,
             first_token_timeout_s=settings.first_token_timeout_s,
             inactivity_timeout_s=settings.inactivity_timeout_s,
         ) as client:

@@ -18,6 +18,7 @@ class AdapterSettings:
         tokenizer: The engine directory's ``tokenizer.json``; the engine's ``config.json`` stands beside it.
         model_id: The one model that clients name.
         max_body_bytes: Largest request body; a video in a ``data:`` URL takes 4/3 of its size.
+        request_timeout_s: Longest time for a whole request, from the fetch of its media to its last token.
         first_token_timeout_s: Longest silence of the chain before its first response.
         inactivity_timeout_s: Longest silence between two responses.
     """
@@ -26,6 +27,7 @@ class AdapterSettings:
     tokenizer: Path
     model_id: str = "InternVideo2_5"
     max_body_bytes: int = 256 * 1024 * 1024
+    request_timeout_s: float = 300.0
     first_token_timeout_s: float = 300.0
     inactivity_timeout_s: float = 60.0
 

@@ -41,10 +41,14 @@ class TritonPythonModel:
             LeaseClient(socket_name()),
             meter,
         )
-        self._timeout_s = float(settings["request_timeout_s"])
         # Twice the decoders: while some decode, others fetch.
         self._pool = WorkerPool(
-            "preprocessing", self._answer, workers=2 * workers, max_queue_size=int(settings["max_queue_size"]), meter=meter
+            "preprocessing",
+            self._answer,
+            workers=2 * workers,
+            max_queue_size=int(settings["max_queue_size"]),
+            timeout_s=float(settings["request_timeout_s"]),
+            meter=meter,
         )
 
     def execute(self, requests: list[Any]) -> None:
@@ -62,22 +66,21 @@ class TritonPythonModel:
         video = pb_utils.get_input_tensor_by_name(job.request, "video_bytes")
         if messages is None or output_len is None:
             raise invalid("messages and request_output_len are needed", "messages")
-        deadline = job.arrived + min(self._timeout_s, job.timeout_s)
         prepared = self._prepare(
             messages.as_numpy().item(),
             int(output_len.as_numpy().item()),
             None if video is None else video.as_numpy().reshape(-1),
-            Budget(deadline, job),
+            Budget(job.deadline, job),
             job.request_id,
         )
         ids, token_id = prepared.prompt.input_ids, self._tokenizer.token_id
         # InternVL2.5's template ends an answer with <|im_end|>; the other control tokens that can follow end it too.
         outputs = {
             "frames": prepared.frames,
-            "frame_keys": np.frombuffer(b"".join(m.key for m in prepared.media), np.uint8).reshape(-1, 32),
+            "frame_keys": np.array([list(m.key) for m in prepared.media], np.uint8).reshape(-1, 32),
             "frame_counts": np.array([m.sent for m in prepared.media], np.int32),
             "lease": np.array([prepared.ticket], np.uint64),
-            "deadline": np.array([deadline], np.float64),
+            "deadline": np.array([job.deadline], np.float64),
             "input_ids": ids,
             "input_lengths": np.array([len(ids)], np.int32),
             "output_len": np.array([prepared.max_new_tokens], np.int32),

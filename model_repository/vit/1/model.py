@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import triton_python_backend_utils as pb_utils
 
 from internvideo_server.cache import LeaseServer, socket_name
 from internvideo_server.embeddings import Embedder, NamedFrames
-from internvideo_server.errors import ErrorCode, ServingError, invalid
+from internvideo_server.errors import invalid
 from internvideo_server.limits import EngineLimits
 from internvideo_server.vision import Stopped, VisionModel
 from internvideo_server.work import Job, TritonMeter, WorkerPool, parameters
@@ -53,8 +55,20 @@ class TritonPythonModel:
             raise invalid("frames is missing", "frames")
         frames = torch.from_dlpack(tensor.to_dlpack()).squeeze(0)  # [T, 3, 448, 448] uint8
         try:
-            table = self._embedder.table(frames, _media(job.request), _scalar(job.request, "lease", 0), _should_stop(job))
+            table = self._embedder.table(frames, _media(job), int(_input(job, "lease", 0).item()), job.over)
         except Stopped:
-            job.check()  # says which of the two it was
-            raise ServingError(ErrorCode.CANCELLED, "the request was stopped in the vision tower") from None
+            job.check("in the vision tower")  # says which of the two it was
+            raise
         return [pb_utils.Tensor.from_dlpack("prompt_embedding_table", torch.to_dlpack(table.unsqueeze(0)))]
+
+
+def _media(job: Job) -> list[NamedFrames]:
+    keys, counts = _input(job, "frame_keys", []), _input(job, "frame_counts", [])  # [1, M, 32], [1, M]
+    return [
+        NamedFrames(bytes(key.tobytes()), int(count)) for key, count in zip(keys.reshape(-1, 32), counts.reshape(-1), strict=True)
+    ]
+
+
+def _input(job: Job, name: str, default: Any) -> npt.NDArray[Any]:
+    tensor = pb_utils.get_input_tensor_by_name(job.request, name)
+    return np.array(default) if tensor is None else tensor.as_numpy()

@@ -1,9 +1,9 @@
 """Values that stay until the request that was promised them comes, or its time is over.
 
-`preprocessing` asks `vit` which embeddings it has before decoding. Between that look-up and the arrival of the request at `vit` the
-cache may evict what was found. So the answer is a lease: a reference to the values under a ticket that the request carries.
-It ends when the request has come, is stopped, or its deadline has passed (after which it would fail anyway), so an eviction can
-never fail a request, and a request that Triton drops between the steps leaves nothing behind for long.
+`preprocessing` asks `vit` which embeddings it has before decoding. Between that look-up and the arrival of the request at `vit`
+the cache may evict what was found. So the answer is a lease: a reference to the values under a ticket that the request
+carries. It ends when the request has come, is stopped, or its deadline has passed (after which it would fail anyway), so an
+eviction can never fail a request, and one that Triton drops between the steps leaves nothing behind for long.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ def adapter_command(options: ServeOptions, ports: dict[str, int], grpc_url: str,
         grpc_url,
         "--tokenizer",
         str(engine / "tokenizer.json"),
+        "--request-timeout",
+        str(options.request_timeout_s),
     ]
     return [sys.executable, "-P", "-m", "internvideo_client.adapter", *arguments]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ._errors import LaunchError
 
+VIDEO_READERS = ("auto", "pyav", "decord")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -37,6 +38,10 @@ class ServeOptions:
         triton_metrics_port: Triton's Prometheus port.
         decode_workers: Processes that decode video.
         max_queue_size: Requests that may wait in preprocessing before more are refused.
+        video_reader: What reads videos: ``auto`` and ``pyav`` exactly and fast, ``decord`` as the original model did.
+        frame_cache_mb: MiB of decoded frames that preprocessing keeps, by content; 0 keeps none.
+        embedding_cache_mb: MiB of embeddings that vit keeps, on its device; 0 keeps none.
+        request_timeout_s: Longest time for a whole request, from the fetch to the last token.
         run_directory: Where the rendered repository, the backends and the logs go; new or empty, and kept. None: a temporary
             directory, removed at the end.
         ready_timeout_s: How long the start of tritonserver and the adapter may take.
@@ -63,6 +68,10 @@ class ServeOptions:
     triton_metrics_port: int = 8002
     decode_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     max_queue_size: int = 64
+    video_reader: str = "auto"
+    frame_cache_mb: int = 1024
+    embedding_cache_mb: int = 1024
+    request_timeout_s: float = 300.0
     run_directory: Path | None = None
     ready_timeout_s: float = 600.0
     verbose: bool = False
@@ -87,6 +96,13 @@ class ServeOptions:
         for count, name in ((self.decode_workers, "decode_workers"), (self.max_queue_size, "max_queue_size")):
             if count < 1:
                 raise LaunchError(f"{name} must be at least 1, got {count}")
+        if self.video_reader not in VIDEO_READERS:
+            raise LaunchError(f"--video-reader must be one of {', '.join(VIDEO_READERS)}, got {self.video_reader!r}")
+        for size, name in ((self.frame_cache_mb, "--frame-cache-mb"), (self.embedding_cache_mb, "--embedding-cache-mb")):
+            if size < 0:
+                raise LaunchError(f"{name} must be 0 or more, got {size}")
+        if not self.request_timeout_s > 0:
+            raise LaunchError(f"--request-timeout must be greater than 0, got {self.request_timeout_s}")
         for directory in self.allowed_local_media_path:
             if not directory.is_dir():
                 raise LaunchError(f"--allowed-local-media-path {directory} is not a directory")

@@ -35,6 +35,10 @@ class RunSettings:
     allowed_local_media_path: tuple[Path, ...]
     decode_workers: int
     max_queue_size: int
+    video_reader: str = "auto"
+    frame_cache_mb: int = 1024
+    embedding_cache_mb: int = 1024
+    request_timeout_s: float = 300.0
     vit_device: Device | None = None
     kv_cache_fraction: float | None = None
 
@@ -53,6 +57,9 @@ class RunSettings:
                 "max_frames": str(self.max_frames),
                 "allowed_local_media_path": os.pathsep.join(str(path.resolve()) for path in self.allowed_local_media_path),
                 "decode_workers": str(self.decode_workers),
+                "video_reader": self.video_reader,
+                "frame_cache_bytes": str(self.frame_cache_mb << 20),
+                "request_timeout_s": str(self.request_timeout_s),
                 "max_queue_size": str(self.max_queue_size),
             },
             "vit": {
@@ -60,6 +67,7 @@ class RunSettings:
                 "engine_dir": str(self.engine),
                 "dtype": self.dtype,
                 "device": self.tower.name,
+                "embedding_cache_bytes": str(self.embedding_cache_mb << 20),
             },
             "tensorrt_llm": self._engine_parameters(),
         }

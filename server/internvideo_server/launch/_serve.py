@@ -156,6 +156,10 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             max_queue_size=options.max_queue_size,
             vit_device=vit_device,
             kv_cache_fraction=options.kv_cache_fraction,
+            video_reader=options.video_reader,
+            frame_cache_mb=options.frame_cache_mb,
+            embedding_cache_mb=options.embedding_cache_mb,
+            request_timeout_s=options.request_timeout_s,
         )
         directory = _output_directory(options, run)
         models = render_repository(home / "model_repository", directory / "model_repository", settings)

@@ -1,6 +1,7 @@
 """What the Triton models of the chain share: bounded queue, workers, `stop` by request id, parameters. Needs Triton's stub."""
 
+from ._meter import TritonMeter
 from ._parameters import parameters
 from ._pool import Job, WorkerPool
 
-__all__ = ["Job", "WorkerPool", "parameters"]
+__all__ = ["Job", "TritonMeter", "WorkerPool", "parameters"]

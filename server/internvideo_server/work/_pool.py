@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -18,6 +19,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ..errors import ErrorCode, ServingError
+from ..media import Budget
+from ..metrics import Meter
+from ._meter import TritonMeter
 
 _log = logging.getLogger(__name__)
 _CANCEL_CHECK_SECONDS = 0.05
@@ -29,9 +33,21 @@ class Job:
     Args:
         request: The Triton request. Its tensors are dropped before the answer is sent: a view of them that is still
             referenced then keeps the stub from ending.
+        timeout_s: Longest time for it, in seconds; the request's own `timeout` and `deadline` may be shorter.
+
+    Attributes:
+        arrived: When it came, in seconds of ``time.monotonic()``.
+        deadline: Latest end of it, likewise.
     """
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, timeout_s: float = math.inf) -> None:
+        self.arrived = time.monotonic()
+        self.deadline = self.arrived + timeout_s
+        if own := request.timeout():  # microseconds, 0: none
+            self.deadline = min(self.deadline, self.arrived + own / 1e6)
+        given = pb_utils.get_input_tensor_by_name(request, "deadline")  # what an earlier model of the chain made of it
+        if given is not None:
+            self.deadline = min(self.deadline, float(given.as_numpy().item()))
         self.request_id: str = request.request_id()
         self.request: Any = request
         self._sender: Any = request.get_response_sender()
@@ -54,6 +70,18 @@ class Job:
                 self._stopped.set()
         return self._stopped.is_set()
 
+    def over(self) -> bool:
+        """Whether the work should end: nobody waits any more, or its time is over."""
+        return self.should_stop() or time.monotonic() >= self.deadline
+
+    def check(self, doing: str) -> None:
+        """Raise if the work should end.
+
+        Raises:
+            ServingError: CANCELLED or DEADLINE_EXCEEDED.
+        """
+        Budget(self.deadline, self).check(doing)
+
     def answer(self, tensors: list[Any]) -> None:
         """Send the one response."""
         self._respond(pb_utils.InferenceResponse(output_tensors=tensors))
@@ -75,9 +103,22 @@ class WorkerPool:
         handle: Job -> output tensors. May raise ServingError; anything else is answered as INTERNAL and logged.
         workers: Requests at work at once.
         max_queue_size: Requests that may wait beside them; 0 = no limit.
+        timeout_s: Longest time for a request, waiting included.
+        meter: Counts the seconds of waiting and of work.
+        on_stop: Told the request id of each `stop`.
     """
 
-    def __init__(self, name: str, handle: Callable[[Job], list[Any]], *, workers: int, max_queue_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[Job], list[Any]],
+        *,
+        workers: int,
+        max_queue_size: int,
+        timeout_s: float = math.inf,
+        meter: Meter | None = None,
+        on_stop: Callable[[str], None] | None = None,
+    ) -> None:
         gc.freeze()  # what the model has loaded stays: the end's collections then take milliseconds, not seconds
         self._name, self._handle = name, handle
         self._limit = max_queue_size + workers if max_queue_size else 0
@@ -85,11 +126,8 @@ class WorkerPool:
         self._waiting: deque[Job] = deque()
         self._working: set[Job] = set()
         self._closing = False
-        # Triton's own statistics see only the hand-over to these threads.
-        self._family = pb_utils.MetricFamily(  # kept: its metrics end with it
-            "internvideo_work_seconds_total", "Seconds that the workers of a model were at work", pb_utils.MetricFamily.COUNTER
-        )
-        self._seconds = self._family.Metric(labels={"model": name})
+        self._timeout_s, self._on_stop = timeout_s, on_stop
+        self._meter = meter or TritonMeter()  # Triton's own statistics see only the hand-over to these threads
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -98,7 +136,7 @@ class WorkerPool:
         """The body of a model's ``execute``: take each request, or end the one that a `stop` request names."""
         for request in requests:
             stop = pb_utils.get_input_tensor_by_name(request, "stop")
-            job = Job(request)
+            job = Job(request, self._timeout_s)
             if stop is not None and stop.as_numpy().any():
                 self._stop(job)
             else:
@@ -125,6 +163,8 @@ class WorkerPool:
             for job in self._working:
                 if job.request_id == stop.request_id:
                     job.stop()
+        if self._on_stop is not None:
+            self._on_stop(stop.request_id)
         for job in ended:  # no worker need get round to them
             job.fail(_stopped())
         stop.answer([])  # an answer of the FINAL flag alone leaves Triton 2.51 unable to end
@@ -142,9 +182,9 @@ class WorkerPool:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             began = time.monotonic()
+            self._meter.add("internvideo_queue_seconds_total", began - job.arrived, model=self._name)
             try:
-                if job.should_stop():
-                    raise _stopped()
+                job.check(f"waiting for {self._name}")
                 tensors, error = self._handle(job), None
             except ServingError as caught:
                 # Without its traceback: the frames hold the request's tensors.
@@ -152,7 +192,7 @@ class WorkerPool:
             except Exception as caught:  # a fault of this request must not end the worker
                 _log.exception("%s: request %s failed", self._name, job.request_id)
                 tensors, error = [], ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
-            self._seconds.increment(time.monotonic() - began)
+            self._meter.add("internvideo_work_seconds_total", time.monotonic() - began, model=self._name)
             with self._changed:
                 self._working.discard(job)
             try:
