@@ -95,6 +95,7 @@ def test_rendered_repository_has_the_values_of_the_run(
         "engine_dir": str(lab.engine),
         "dtype": dtype,
         "device": device.name,
+        "embedding_cache_bytes": str(1024 << 20),
         "kept": "as it was",
     }
     assert parameters["tensorrt_llm"] == {

@@ -72,7 +72,7 @@ def test_leaving_while_the_video_is_decoded_ends_the_decoder(server: RunningServ
         process.send_signal(signal.SIGSTOP)  # decoding now takes for ever
     try:
         worked = work_seconds(server, "preprocessing")
-        with asking(server, body(video_part(media_dir / "v0.mp4"))) as connection:
+        with asking(server, body(video_part(media_dir / "v0.mp4", start=0.9))) as connection:  # not decoded before
             connection.settimeout(0.5)
             with pytest.raises(TimeoutError):
                 connection.recv(1)
@@ -93,6 +93,7 @@ def test_leaving_while_the_tower_runs_cuts_its_work(server: RunningServer, media
         answer(http, long_video, max_tokens=1)
         whole = work_seconds(server, "vit") - before
     before, prepared = work_seconds(server, "vit"), work_seconds(server, "preprocessing")
+    long_video = video_part(media_dir / "v7.mp4", num_frames=128, start=0.2)  # other frames: no cache has them
     with asking(server, body(long_video)):
         until(lambda: work_seconds(server, "preprocessing") > prepared, "the tower's turn did not come")
     until(lambda: work_seconds(server, "vit") > before, "the request was not ended")

@@ -44,7 +44,7 @@ def refusal(url: str, policy: MediaPolicy) -> ServingError:
 
 
 def test_the_public_surface() -> None:
-    assert set(media.__all__) == {"POLL_SECONDS", "Budget", "Cancelled", "Media", "MediaPolicy", "fetch"}
+    assert set(media.__all__) == {"POLL_SECONDS", "Budget", "Cancelled", "Digests", "Identity", "Media", "MediaPolicy", "fetch"}
 
 
 @pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "FILE://{}"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from typing import Literal
 
 Labels = tuple[tuple[str, str], ...]
 
 #: name -> (kind, description): everything that is counted.
-METRICS = {
-    "internvideo_fetch_seconds_total": ("counter", "Seconds spent opening and downloading media"),
+METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
+    "internvideo_fetch_seconds_total": ("counter", "Seconds spent opening, downloading and hashing media"),
     "internvideo_fetch_bytes_total": ("counter", "Bytes of media that were opened or downloaded"),
     "internvideo_decode_seconds_total": ("counter", "Seconds spent decoding and resizing"),
     "internvideo_frames_decoded_total": ("counter", "Frames that were decoded and resized"),
@@ -23,6 +24,26 @@ METRICS = {
     "internvideo_queue_seconds_total": ("counter", "Seconds that requests waited for a worker of a model"),
     "internvideo_work_seconds_total": ("counter", "Seconds that the workers of a model were at work"),
 }
+_PREPROCESSING = (
+    "fetch_seconds_total",
+    "fetch_bytes_total",
+    "decode_seconds_total",
+    "frames_decoded_total",
+    "frames_delivered_total",
+)
+_CACHE = ("cache_hits_total", "cache_misses_total", "cache_evictions_total", "cache_bytes")
+_POOL = ("queue_seconds_total", "work_seconds_total")
+
+
+def of_model(model: str) -> list[tuple[str, dict[str, str]]]:
+    """The metrics of a Triton model, each with its labels."""
+    vision = model == "vit"
+    own = ("vision_seconds_total", "vision_frames_total") if vision else _PREPROCESSING
+    cache = {"cache": "embeddings" if vision else "frames"}
+    named: list[tuple[str, dict[str, str]]] = (
+        [(name, {}) for name in own] + [(name, cache) for name in _CACHE] + [(name, {"model": model}) for name in _POOL]
+    )
+    return [(f"internvideo_{name}", labels) for name, labels in named]
 
 
 class Meter:
@@ -34,20 +55,20 @@ class Meter:
 
     def add(self, name: str, value: float, **labels: str) -> None:
         """Raise a counter."""
-        if value:
-            with self._lock:
-                self._values[name, _labels(labels)] += value
+        with self._lock:
+            self._values[name, as_key(labels)] += value
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
         with self._lock:
-            self._values[name, _labels(labels)] = value
+            self._values[name, as_key(labels)] = value
 
     def value(self, name: str, **labels: str) -> float:
         """What it is now."""
         with self._lock:
-            return self._values.get((name, _labels(labels)), 0.0)
+            return self._values.get((name, as_key(labels)), 0.0)
 
 
-def _labels(labels: dict[str, str]) -> Labels:
+def as_key(labels: dict[str, str]) -> Labels:
+    """Labels as part of a dictionary's key."""
     return tuple(sorted(labels.items()))

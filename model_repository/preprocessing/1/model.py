@@ -31,7 +31,7 @@ class TritonPythonModel:
         self._tokenizer = ChatTokenizer.from_file(Path(settings["tokenizer_path"]))
         decoding = DecodeLimits(int(settings["num_frames"]), max_frames, reader=cast(ReaderName, settings["video_reader"]))
         self._decoder = FrameDecoder(workers, decoding)
-        meter = TritonMeter()
+        meter = TritonMeter("preprocessing")
         self._prepare = Preprocessor(
             self._tokenizer,
             EngineLimits.from_engine_dir(Path(settings["engine_dir"])),

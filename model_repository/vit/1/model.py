@@ -32,7 +32,7 @@ class TritonPythonModel:
                 f"vit makes {settings['dtype']} rows of {model.hidden_size}, the engine takes {limits.dtype} rows of "
                 f"{limits.hidden_size}: use the engine's dtype (--dtype) and the checkpoint that it was built from"
             )
-        meter = TritonMeter()
+        meter = TritonMeter("vit")
         self._embedder = Embedder(model, int(settings["embedding_cache_bytes"]), meter)
         self._leases = LeaseServer(self._embedder.leases, socket_name())
         limit = int(settings["max_queue_size"])

@@ -7,35 +7,39 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from ..metrics import METRICS, Meter
+from ..metrics import METRICS, Meter, as_key, of_model
 
 
 class TritonMeter(Meter):
-    """A meter whose figures Triton shows. Keep it: the metrics end with it."""
+    """A meter whose figures Triton shows. Keep it: the metrics end with it.
 
-    def __init__(self) -> None:
+    Make it in ``initialize``. Triton 2.51 ended by signal 11 when metrics were made and raised by several worker threads at once,
+    so all are made here, and ``publish`` is one thread's at a time.
+
+    Args:
+        model: The Triton model's name.
+    """
+
+    def __init__(self, model: str) -> None:
         super().__init__()
-        self._making = threading.Lock()
-        self._families: dict[str, Any] = {}
-        self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._publishing = threading.Lock()
+        kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
+        self._families: list[Any] = []
+        self._shown: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Any, float]] = {}
+        for name, labels in of_model(model):
+            kind, description = METRICS[name]
+            family = pb_utils.MetricFamily(name, description, kinds[kind])
+            self._families.append(family)
+            self._shown[name, as_key(labels)] = family.Metric(labels=labels), 0.0
 
-    def add(self, name: str, value: float, **labels: str) -> None:
-        """Raise a counter."""
-        super().add(name, value, **labels)
-        self._metric(name, labels).increment(value)
-
-    def set(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge."""
-        super().set(name, value, **labels)
-        self._metric(name, labels).set(value)
-
-    def _metric(self, name: str, labels: dict[str, str]) -> Any:
-        key = name, tuple(sorted(labels.items()))
-        with self._making:
-            if key not in self._metrics:
-                if name not in self._families:
-                    kind, description = METRICS[name]
-                    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
-                    self._families[name] = pb_utils.MetricFamily(name, description, kinds[kind])
-                self._metrics[key] = self._families[name].Metric(labels=labels)
-            return self._metrics[key]
+    def publish(self) -> None:
+        """Bring Triton's metrics up to date."""
+        with self._publishing:
+            for (name, labels), (metric, shown) in self._shown.items():
+                now = self.value(name, **dict(labels))
+                if now != shown:
+                    if METRICS[name][0] == "gauge":
+                        metric.set(now)
+                    else:
+                        metric.increment(now - shown)
+                    self._shown[name, labels] = metric, now

@@ -20,7 +20,6 @@ import triton_python_backend_utils as pb_utils
 
 from ..errors import ErrorCode, ServingError
 from ..media import Budget
-from ..metrics import Meter
 from ._meter import TritonMeter
 
 _log = logging.getLogger(__name__)
@@ -52,6 +51,7 @@ class Job:
         self.request: Any = request
         self._sender: Any = request.get_response_sender()
         self._stopped = threading.Event()
+        self._asking = threading.Lock()
         self._next_check = 0.0
 
     def stop(self) -> None:
@@ -64,10 +64,12 @@ class Job:
 
     def should_stop(self) -> bool:
         """Whether nobody waits for the answer any more: `stop` came, or a direct call was cancelled."""
-        if not self._stopped.is_set() and time.monotonic() >= self._next_check:
-            self._next_check = time.monotonic() + _CANCEL_CHECK_SECONDS
-            if self._sender.is_cancelled():
-                self._stopped.set()
+        if not self._stopped.is_set():
+            with self._asking:
+                if time.monotonic() >= self._next_check and self.request is not None:  # an answered request is Triton's no more
+                    self._next_check = time.monotonic() + _CANCEL_CHECK_SECONDS
+                    if self._sender.is_cancelled():
+                        self._stopped.set()
         return self._stopped.is_set()
 
     def over(self) -> bool:
@@ -91,7 +93,8 @@ class Job:
         self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(error.text, _triton_code(error.code))))
 
     def _respond(self, response: Any) -> None:
-        self.request = None
+        with self._asking:
+            self.request = None
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
@@ -116,7 +119,7 @@ class WorkerPool:
         workers: int,
         max_queue_size: int,
         timeout_s: float = math.inf,
-        meter: Meter | None = None,
+        meter: TritonMeter | None = None,
         on_stop: Callable[[str], None] | None = None,
     ) -> None:
         gc.freeze()  # what the model has loaded stays: the end's collections then take milliseconds, not seconds
@@ -127,7 +130,7 @@ class WorkerPool:
         self._working: set[Job] = set()
         self._closing = False
         self._timeout_s, self._on_stop = timeout_s, on_stop
-        self._meter = meter or TritonMeter()  # Triton's own statistics see only the hand-over to these threads
+        self._meter = meter or TritonMeter(name)  # Triton's own statistics see only the hand-over to these threads
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -193,6 +196,7 @@ class WorkerPool:
                 _log.exception("%s: request %s failed", self._name, job.request_id)
                 tensors, error = [], ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
             self._meter.add("internvideo_work_seconds_total", time.monotonic() - began, model=self._name)
+            self._meter.publish()
             with self._changed:
                 self._working.discard(job)
             try:

@@ -1,0 +1,191 @@
+"""Frames by content: what is decoded, what is not, and what never hits."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internvideo_server.errors import ErrorCode, ServingError
+from internvideo_server.frames import FrameStore, NamedMedia
+from internvideo_server.media import Budget, Media, MediaPolicy, fetch
+from internvideo_server.metrics import Meter
+from internvideo_server.video import DecodeRequest, FrameBuffer, FrameDecoder, Sampling
+from tests.video_decoding import V0, V1
+
+FRAME = 3 * 448 * 448
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[FrameDecoder]:
+    with FrameDecoder(1) as decoder:
+        yield decoder
+
+
+def store(decoder: FrameDecoder, frames: int = 1000) -> tuple[FrameStore, Meter]:
+    meter = Meter()
+    return FrameStore(decoder, frames * FRAME, meter), meter
+
+
+def settle(path: Path) -> None:
+    """As if the file had been there for long; `changed` cannot be set, so `private` media stand for old files elsewhere."""
+    os.utime(path, (0, 0))
+
+
+def upload(path: Path) -> Media:
+    return Media.from_chunks([path.read_bytes()], MediaPolicy(), None)
+
+
+def named(frames: FrameStore, path: Path, num_frames: int = 8, param: str = "part") -> NamedMedia:
+    return frames.name(upload(path), DecodeRequest(sampling=Sampling(num_frames=num_frames), param=param), Budget())
+
+
+def test_the_same_content_and_sampling_is_decoded_once(decoder: FrameDecoder) -> None:
+    frames, meter = store(decoder)
+    first, again = (frames.frames(named(frames, V0), Budget()) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert meter.value("internvideo_frames_decoded_total") == 8
+    assert meter.value("internvideo_cache_hits_total", cache="frames") == 1
+
+
+def test_other_content_and_other_sampling_never_hit(decoder: FrameDecoder) -> None:
+    frames, meter = store(decoder)
+    for path, count in ((V0, 8), (V1, 8), (V0, 12)):
+        frames.frames(named(frames, path, count), Budget())
+    assert meter.value("internvideo_cache_hits_total", cache="frames") == 0
+    options = [Sampling(num_frames=8), Sampling(num_frames=8, start=0.5), Sampling(num_frames=8, end=1.0), Sampling(fps=2.0)]
+    keys = {frames.name(upload(V0), DecodeRequest(sampling=each), Budget()).key for each in options}
+    assert len(keys) == len(options)
+    kinds = {frames.name(upload(V0), DecodeRequest(kind), Budget()).key for kind in ("video", "image")}  # type: ignore[arg-type]
+    assert len(kinds) == 2
+
+
+def test_what_a_request_leaves_out_is_the_default(decoder: FrameDecoder) -> None:
+    frames, _ = store(decoder)
+    keys = [frames.name(upload(V0), DecodeRequest(sampling=each), Budget()).key for each in (Sampling(), Sampling(num_frames=80))]
+    assert keys[0] == keys[1]
+
+
+def test_a_cache_of_no_size_decodes_every_time(decoder: FrameDecoder) -> None:
+    frames, meter = store(decoder, frames=0)
+    first, again = (frames.frames(named(frames, V0), Budget()) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert meter.value("internvideo_frames_decoded_total") == 16
+    assert meter.value("internvideo_cache_bytes", cache="frames") == 0
+
+
+def test_the_cache_stays_within_its_bytes(decoder: FrameDecoder) -> None:
+    frames, meter = store(decoder, frames=10)
+    for path in (V0, V1, V0):
+        frames.frames(named(frames, path), Budget())
+    assert meter.value("internvideo_frames_decoded_total") == 24
+    assert meter.value("internvideo_cache_bytes", cache="frames") == 8 * FRAME
+    assert meter.value("internvideo_cache_evictions_total", cache="frames") == 2
+
+
+def test_requests_at_the_same_time_share_the_decoding(decoder: FrameDecoder) -> None:
+    frames, meter = store(decoder, frames=0)
+    held = threading.Barrier(4)
+    results: list[np.ndarray] = []
+
+    def ask() -> None:
+        wanted = named(frames, V0)
+        held.wait(30)
+        results.append(frames.frames(wanted, Budget()))
+
+    blocker = decoder._take(Budget())  # so that all of them have come before the first can be decoded
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while not any(len(flight.waiting) == 4 for flight in list(frames._flights._flights.values())):
+        assert any(thread.is_alive() for thread in threads)
+    decoder._idle.put(blocker)
+    for thread in threads:
+        thread.join(30)
+    assert len(results) == 4
+    assert meter.value("internvideo_frames_decoded_total") == 8
+
+
+def test_an_error_names_each_requests_own_field(decoder: FrameDecoder) -> None:
+    frames, _ = store(decoder)
+    for param in ("messages.0", "messages.7"):
+        with pytest.raises(ServingError) as caught:
+            frames.frames(named(frames, Path(__file__), param=param), Budget())
+        assert caught.value.param == f"{param}.url"
+
+
+def test_a_changed_file_never_hits(decoder: FrameDecoder, tmp_path: Path) -> None:
+    frames, meter = store(decoder)
+    policy, path = MediaPolicy((tmp_path,)), tmp_path / "video.mp4"
+    for source in (V0, V1):
+        shutil.copy(source, path)
+        settle(path)
+        with fetch(path.as_uri(), policy) as medium:
+            found = frames.frames(frames.name(medium, DecodeRequest(sampling=Sampling(num_frames=4)), Budget()), Budget())
+        with FrameBuffer() as buffer, upload(source) as medium:
+            decoder.decode(medium.fd, DecodeRequest(sampling=Sampling(num_frames=4)), buffer)
+            assert np.array_equal(found, buffer.frames())
+    assert meter.value("internvideo_cache_hits_total", cache="frames") == 0
+
+
+def test_a_file_that_was_written_just_now_is_not_trusted_to_stay(decoder: FrameDecoder, tmp_path: Path) -> None:
+    frames, meter = store(decoder)
+    path = tmp_path / "video.mp4"
+    shutil.copy(V0, path)
+    with fetch(path.as_uri(), MediaPolicy((tmp_path,))) as medium:
+        keys = {frames.name(medium, DecodeRequest(), Budget()).key for _ in range(2)}
+    assert len(keys) == 2
+
+
+def test_an_old_file_is_not_read_again_to_know_it(decoder: FrameDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, _ = store(decoder)
+    reads: list[int] = []
+    real = os.pread
+    with fetch(V0.as_uri(), MediaPolicy((V0.parent,))) as medium:
+        first = frames.name(medium, DecodeRequest(), Budget())
+        if not first.lasting:
+            pytest.skip("the checkout is seconds old")
+        monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(1) or real(*arguments))
+        assert frames.name(medium, DecodeRequest(), Budget()).key == first.key
+    assert reads == []
+
+
+def test_a_file_that_changes_while_it_is_decoded_is_no_answer(decoder: FrameDecoder, tmp_path: Path) -> None:
+    frames, _ = store(decoder)
+    path = tmp_path / "video.mp4"
+    shutil.copy(V0, path)
+    with fetch(path.as_uri(), MediaPolicy((tmp_path,))) as medium:
+        wanted = frames.name(medium, DecodeRequest(sampling=Sampling(num_frames=4)), Budget())
+        with path.open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(ServingError, match="changed") as caught:
+            frames.frames(wanted, Budget())
+    assert caught.value.code is ErrorCode.UNAVAILABLE
+
+
+def test_a_cancelled_request_stops_decoding_within_a_tenth_of_a_second(decoder: FrameDecoder) -> None:
+    import time
+
+    frames, _ = store(decoder)
+    gone = threading.Event()
+    before = decoder.worker_pids
+    os.kill(before[0], 19)  # SIGSTOP: decoding now takes for ever
+    ended: list[float] = []
+
+    def ask() -> None:
+        with pytest.raises(ServingError):
+            frames.frames(named(frames, V1, 16), Budget(cancelled=gone))
+        ended.append(time.monotonic())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not frames._flights._flights:
+        assert thread.is_alive()
+    gone.set()
+    began = time.monotonic()
+    thread.join(30)
+    assert ended[0] - began < 1.0  # 0.1 s on a quiet machine
+    assert decoder.worker_pids != before
