@@ -132,7 +132,7 @@ def test_a_changed_file_never_hits(decoder: FrameDecoder, tmp_path: Path) -> Non
 
 
 def test_a_file_that_was_written_just_now_is_not_trusted_to_stay(decoder: FrameDecoder, tmp_path: Path) -> None:
-    frames, meter = store(decoder)
+    frames, _ = store(decoder)
     path = tmp_path / "video.mp4"
     shutil.copy(V0, path)
     with fetch(path.as_uri(), MediaPolicy((tmp_path,))) as medium:

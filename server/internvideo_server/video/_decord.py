@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import av.error
 import decord.logging
 from decord import DECORDError, VideoReader
 from PIL import Image
 
 from internvideo_server.errors import invalid
-from internvideo_server.video._probe import open_video
+from internvideo_server.video._probe import check, damaged, open_video
 from internvideo_server.video._reader import Take
+from internvideo_server.video._request import DecodeLimits
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -20,9 +22,13 @@ _BATCH_BYTES = 64 << 20  # full-size frames read at once
 class DecordReader:
     """Reads frames of one file. See :class:`internvideo_server.video._reader.Reader`."""
 
-    def __init__(self, path: str, container: str, threads: int) -> None:
-        file, stream = open_video(path, container)
+    def __init__(self, path: str, container: str, limits: DecodeLimits, threads: int) -> None:
+        try:
+            file, stream = open_video(path, container)
+        except av.error.FFmpegError as error:
+            raise damaged(error) from None
         with file:
+            check(file, stream, limits)
             self._step = max(1, _BATCH_BYTES // (3 * stream.codec_context.width * stream.codec_context.height))
         try:
             self._reader = VideoReader(path, num_threads=threads)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from internvideo_server.errors import ServingError, invalid
-from internvideo_server.video._probe import probe
 from internvideo_server.video._reader import Reader
-from internvideo_server.video._request import IMAGE_FRAMES, DecodedMedia, DecodeLimits, ReaderName
-from internvideo_server.video._resize import Resizers, resize
+from internvideo_server.video._request import IMAGE_FRAMES, DecodedMedia, DecodeLimits
+from internvideo_server.video._resize import Resizers, Write, resize
 from internvideo_server.video._sampling import Sampling
 from internvideo_server.video._sniff import image_format, video_container
-
-Frames = npt.NDArray[np.uint8]
-Allocate = Callable[[int], Frames]  # T -> [T, 3, 448, 448] to write into
 
 Image.MAX_IMAGE_PIXELS = None  # DecodeLimits.max_image_pixels instead
 
 
-def decode_video(
-    path: str, head: bytes, sampling: Sampling, limits: DecodeLimits, threads: int, allocate: Allocate
-) -> DecodedMedia:
+def decode_video(path: str, head: bytes, sampling: Sampling, limits: DecodeLimits, threads: int, write: Write) -> DecodedMedia:
     """Sample a video.
 
     Args:
@@ -33,7 +23,7 @@ def decode_video(
         sampling: What the request says.
         limits: The server's limits.
         threads: For decoding and for resizing.
-        allocate: Gives the memory for T frames.
+        write: Takes each frame, in any order and from several threads.
 
     Raises:
         ServingError: INVALID_ARGUMENT; ``param`` is relative to the medium's field.
@@ -41,21 +31,17 @@ def decode_video(
     container = video_container(head)
     if container is None:
         raise _not_a("video", head)
-    probe(path, container, limits)
-    reader = _open(path, container, limits.reader, threads)
-    total_frames, fps = reader.frame_count, reader.fps
-    indices = sampling.indices(total_frames, fps, default_frames=limits.default_frames, max_frames=limits.max_frames)
-    frames = allocate(len(indices))  # [T, 3, 448, 448]
-    first_place = {index: place for place, index in reversed(list(enumerate(indices)))}
-    with Resizers(threads) as resizers:
-        reader.read(sorted(first_place), lambda number, picture: resizers.submit(picture, frames[first_place[number]]))
-    for place, index in enumerate(indices):
-        if (first := first_place[index]) != place:
-            frames[place] = frames[first]
-    return DecodedMedia(len(indices), indices, total_frames, fps)
+    reader = _open(path, container, limits, threads)
+    indices = sampling.indices(reader.frame_count, reader.fps, default_frames=limits.default_frames, max_frames=limits.max_frames)
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(indices):  # a video with fewer frames than are asked for repeats them
+        places.setdefault(index, []).append(place)
+    with Resizers(threads, write) as resizers:
+        reader.read(sorted(places), lambda number, picture: resizers.submit(picture, places[number]))
+    return DecodedMedia(len(indices), indices, reader.frame_count, reader.fps)
 
 
-def decode_image(path: str, head: bytes, limits: DecodeLimits, allocate: Allocate) -> DecodedMedia:
+def decode_image(path: str, head: bytes, limits: DecodeLimits, write: Write) -> DecodedMedia:
     """Decode an image into four equal frames, upright (as its EXIF data says).
 
     Raises:
@@ -75,21 +61,21 @@ def decode_image(path: str, head: bytes, limits: DecodeLimits, allocate: Allocat
         raise
     except Exception:  # Pillow's readers raise many types on damaged files
         raise invalid(f"the {kind} image cannot be read: it is damaged or cut off", "url") from None
-    frames = allocate(IMAGE_FRAMES)  # [4, 3, 448, 448]
-    resize(upright, frames[0])
-    frames[1:] = frames[0]
+    planes = resize(upright)
+    for place in range(IMAGE_FRAMES):
+        write(place, planes)
     return DecodedMedia(IMAGE_FRAMES, [0] * IMAGE_FRAMES, 1, 0.0)
 
 
-def _open(path: str, container: str, name: ReaderName, threads: int) -> Reader:
-    """The reader of that name, imported only where it is used."""
-    if name == "decord":
+def _open(path: str, container: str, limits: DecodeLimits, threads: int) -> Reader:
+    """The reader that the server is set to, imported only where it is used."""
+    if limits.reader == "decord":
         from internvideo_server.video._decord import DecordReader
 
-        return DecordReader(path, container, threads)
+        return DecordReader(path, container, limits, threads)
     from internvideo_server.video._pyav import PyavReader
 
-    return PyavReader(path, container, threads)
+    return PyavReader(path, container, limits, threads)
 
 
 def _not_a(kind: str, head: bytes) -> ServingError:

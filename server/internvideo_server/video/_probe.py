@@ -1,7 +1,7 @@
 """Open a video and look at its header before anything is decoded.
 
-Decord tells neither size nor duration before it decodes, and a 10,000 x 10,000 video costs gigabytes. PyAV opens the file
-with the sniffed container format forced and no protocol but ``file``.
+A 10,000 x 10,000 video costs gigabytes. PyAV opens the file with the sniffed container format forced and no protocol but
+``file``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import av
 import av.error
 
-from internvideo_server.errors import invalid
+from internvideo_server.errors import ServingError, invalid
 from internvideo_server.video._request import DecodeLimits
 
 _FILE_ONLY = {"protocol_whitelist": "file"}
@@ -34,29 +34,20 @@ def open_video(path: str, container: str) -> tuple[av.container.InputContainer, 
     return file, stream
 
 
-def probe(path: str, container: str, limits: DecodeLimits) -> tuple[int, int]:
+def check(file: av.container.InputContainer, stream: av.VideoStream, limits: DecodeLimits) -> None:
     """Check that the file is a video that the server takes on.
-
-    Args:
-        path: The file.
-        container: FFmpeg's format name.
-        limits: The server's limits.
-
-    Returns:
-        Width and height of the coded picture in pixels.
 
     Raises:
         ServingError: INVALID_ARGUMENT with the reason (param ``url``).
     """
-    try:
-        file, stream = open_video(path, container)
-    except av.error.FFmpegError as error:
-        raise invalid(f"the file is no readable video (damaged or cut off?): {error.strerror}", "url") from None
-    with file:
-        width, height = stream.codec_context.width, stream.codec_context.height
-        seconds = (file.duration or 0) / av.time_base
+    width, height = stream.codec_context.width, stream.codec_context.height
+    seconds = (file.duration or 0) / av.time_base
     if width * height > limits.max_video_pixels:
         raise invalid(f"the video is {width}x{height}; at most {limits.max_video_pixels} pixels a frame are taken", "url")
     if seconds > limits.max_duration_s:
         raise invalid(f"the video is {seconds:.0f} s long; at most {limits.max_duration_s:.0f} s are taken: cut it", "url")
-    return width, height
+
+
+def damaged(error: av.error.FFmpegError) -> ServingError:
+    """What to say of a file that does not open."""
+    return invalid(f"the video cannot be opened: it is damaged or cut off ({error.strerror})", "url")

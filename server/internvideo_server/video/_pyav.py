@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -21,8 +22,11 @@ from PIL import Image
 
 from internvideo_server.errors import ServingError, invalid
 from internvideo_server.video._packets import PacketTable, Segment
-from internvideo_server.video._probe import open_video
+from internvideo_server.video._probe import check, damaged, open_video
 from internvideo_server.video._reader import Take
+from internvideo_server.video._request import DecodeLimits
+
+Opened = tuple[av.container.InputContainer, av.VideoStream]
 
 # Decoders that take note of skip_frame from packet to packet (libdav1d only when it is opened).
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg2video", "mpeg4")
@@ -32,16 +36,20 @@ _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: I
 class PyavReader:
     """Reads frames of one file. See :class:`internvideo_server.video._reader.Reader`."""
 
-    def __init__(self, path: str, container: str, threads: int) -> None:
+    def __init__(self, path: str, container: str, limits: DecodeLimits, threads: int) -> None:
         self._path, self._container, self._threads = path, container, threads
         try:
-            file, stream = open_video(path, container)
-            with file:
+            with ExitStack() as opened:
+                file, stream = open_video(path, container)
+                opened.callback(file.close)
+                check(file, stream, limits)
                 self._check_complete(file, stream)
                 self._table = PacketTable(file, stream)
-                self.fps = float(stream.average_rate or 0)
+                opened.pop_all()
         except av.error.FFmpegError as error:
-            raise invalid(f"the video cannot be opened: it is damaged or cut off ({error.strerror})", "url") from None
+            raise damaged(error) from None
+        self._opened = file, stream  # the first decoder's
+        self.fps = float(stream.average_rate or 0)
         self.frame_count = self._table.frame_count
         if not self.frame_count:
             raise invalid("the video cannot be opened: it is damaged or cut off (no frames)", "url")
@@ -62,9 +70,10 @@ class PyavReader:
         decoders = min(self._threads, len(segments))
         queue, failed = iter(segments), threading.Event()
 
-        def work() -> None:
+        def work(number_of_decoder: int) -> None:
             try:
-                with _Decoder(self._path, self._container, self._table, self._threads // decoders) as decoder:
+                opened = None if number_of_decoder else self._opened
+                with _Decoder(self._path, self._container, self._table, self._threads // decoders, opened) as decoder:
                     while not failed.is_set() and (segment := next(queue, None)):  # (atomic on a list's iterator)
                         for shown, frame in decoder.frames(segment):
                             for number in numbers[shown]:
@@ -74,7 +83,7 @@ class PyavReader:
                 raise
 
         with ThreadPoolExecutor(decoders) as pool:
-            done, _ = wait([pool.submit(work) for _ in range(decoders)])
+            done, _ = wait([pool.submit(work, i) for i in range(decoders)])
         try:
             for each in done:
                 each.result()
@@ -85,10 +94,10 @@ class PyavReader:
 class _Decoder:
     """A file and a decoder of its own for one thread."""
 
-    def __init__(self, path: str, container: str, table: PacketTable, threads: int) -> None:
+    def __init__(self, path: str, container: str, table: PacketTable, threads: int, opened: Opened | None) -> None:
         self._path, self._container, self._table, self._threads = path, container, table, threads
-        self._moved = False  # from the file's start
-        self._open()
+        self._at_start = opened is None
+        self._use(opened or open_video(path, container))
 
     def __enter__(self) -> _Decoder:
         return self
@@ -134,23 +143,25 @@ class _Decoder:
 
     def _packets(self, first: int) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
         """Packets with their numbers, from ``first`` on."""
-        for start in dict.fromkeys((first, 0)):
-            self._go_to(start)
+        if self._table.seekable and not (self._at_start and first == 0):
+            self._file.seek(int(self._table.pts[first]), stream=self._stream)
+            self._at_start = False
+        elif not self._at_start:
+            self._reopen()
+        packets = self._numbered()
+        head = next(packets, None)
+        if head is None or head[0] > first:  # the container's index led too far
+            self._reopen()
             packets = self._numbered()
             head = next(packets, None)
-            if head is not None and head[0] <= first:
-                break  # else the container's index led too far
+        self._at_start = False
         if head is not None:
             yield from (each for each in chain([head], packets) if each[0] >= first)
 
-    def _go_to(self, packet: int) -> None:
-        """To a packet or somewhere before it."""
-        if packet:
-            self._file.seek(int(self._table.pts[packet]), stream=self._stream)
-        elif self._moved:
-            self._file.close()
-            self._open()  # not every container can go back to its start, with time stamps below 0
-        self._moved = True
+    def _reopen(self) -> None:
+        """Back to the file's start, which not every container can seek to."""
+        self._file.close()
+        self._use(open_video(self._path, self._container))
 
     def _numbered(self) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
         number = -1
@@ -160,11 +171,10 @@ class _Decoder:
                 number = number if known is None else known  # a frame that is never shown counts with the one before
                 yield number, packet
 
-    def _open(self) -> None:
-        self._file, self._stream = open_video(self._path, self._container)
+    def _use(self, opened: Opened) -> None:
+        self._file, self._stream = opened
         self._stream.codec_context.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._threads
-        self._moved = False
 
 
 def _image(frame: av.VideoFrame) -> Image.Image:

@@ -11,20 +11,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from internvideo_server.video._request import FRAME_SIZE
 
+Planes = list[bytes]  # red, green, blue: 448 x 448 bytes each
+Write = Callable[[int, Planes], None]  # puts a frame at a place of the result
+
 _PENDING_PER_THREAD = 2  # decoded frames that wait: the bound of their memory, whatever the video's length
 
 
-def resize(image: Image.Image, out: npt.NDArray[np.uint8]) -> None:
-    """Resize an RGB image into ``out``, uint8 [3, 448, 448]."""
+def resize(image: Image.Image) -> Planes:
+    """Resize an RGB image."""
     resized = image.resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.BICUBIC)
-    for plane, channel in zip(out, "RGB", strict=True):
-        plane[:] = np.frombuffer(resized.tobytes("raw", channel), np.uint8).reshape(FRAME_SIZE, FRAME_SIZE)
+    return [resized.tobytes("raw", channel) for channel in "RGB"]
 
 
 class Resizers:
@@ -32,9 +32,11 @@ class Resizers:
 
     Args:
         threads: How many.
+        write: Takes the results, from several threads.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, write: Write) -> None:
+        self._write = write
         self._pool = ThreadPoolExecutor(threads)
         self._free = threading.Semaphore(_PENDING_PER_THREAD * threads)
         self._work: list[Future[None]] = []
@@ -48,13 +50,15 @@ class Resizers:
             for done in self._work:
                 done.result()
 
-    def submit(self, picture: Callable[[], Image.Image], out: npt.NDArray[np.uint8]) -> None:
-        """Resize a picture into ``out``, uint8 [3, 448, 448]; waits while too many do."""
+    def submit(self, picture: Callable[[], Image.Image], places: list[int]) -> None:
+        """Resize a picture for some places of the result; waits while too many do."""
         self._free.acquire()
-        self._work.append(self._pool.submit(self._resize, picture, out))
+        self._work.append(self._pool.submit(self._resize, picture, places))
 
-    def _resize(self, picture: Callable[[], Image.Image], out: npt.NDArray[np.uint8]) -> None:
+    def _resize(self, picture: Callable[[], Image.Image], places: list[int]) -> None:
         try:
-            resize(picture(), out)
+            planes = resize(picture())
+            for place in places:
+                self._write(place, planes)
         finally:
             self._free.release()

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import mmap
 import os
 import queue
 import resource
@@ -23,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import av.logging
-import numpy as np
 
 from internvideo_server.errors import ErrorCode, ServingError
-from internvideo_server.video._frames import Frames, decode_image, decode_video
-from internvideo_server.video._request import FRAME_BYTES, FRAME_SIZE, DecodeLimits
+from internvideo_server.video._frames import decode_image, decode_video
+from internvideo_server.video._request import FRAME_BYTES, DecodeLimits
+from internvideo_server.video._resize import Planes
 from internvideo_server.video._sampling import Sampling
 from internvideo_server.video._sniff import HEAD_BYTES
 
@@ -79,24 +77,19 @@ def _receive(control: socket.socket, jobs: queue.SimpleQueue[_Job]) -> None:
 
 
 def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: DecodeLimits, threads: int) -> dict[str, Any]:
-    def allocate(count: int) -> Frames:
-        """Map the next ``count`` frames of the buffer."""
-        skipped: int = request["skip_frames"]
-        os.ftruncate(buffer_fd, (skipped + count) * FRAME_BYTES)
-        memory = mmap.mmap(buffer_fd, (skipped + count) * FRAME_BYTES)
-        return np.frombuffer(memory, np.uint8).reshape(-1, 3, FRAME_SIZE, FRAME_SIZE)[skipped:]
+    def write(place: int, planes: Planes) -> None:
+        """Into the file: the pages of a fresh mapping would cost a fault each."""
+        os.pwritev(buffer_fd, planes, (request["skip_frames"] + place) * FRAME_BYTES)
 
     path, head = f"/proc/self/fd/{medium_fd}", os.pread(medium_fd, HEAD_BYTES, 0)
     try:
         if request["kind"] == "image":
-            decoded = decode_image(path, head, limits, allocate)
+            decoded = decode_image(path, head, limits, write)
         else:
-            decoded = decode_video(path, head, Sampling(**request["sampling"]), limits, threads, allocate)
+            decoded = decode_video(path, head, Sampling(**request["sampling"]), limits, threads, write)
     except ServingError as error:
         return {"error": error.code, "message": error.message, "param": error.param}
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-            raise
+    except MemoryError:
         message = f"decoding needs more than the {limits.memory_bytes >> 20} MiB that the server gives to one medium"
         return {"error": ErrorCode.INVALID_ARGUMENT, "message": message, "param": "url"}
     return {"decoded": dataclasses.asdict(decoded)}
