@@ -107,10 +107,10 @@ class Scene:
         return sorted((thing for thing in self.things if thing.event in SUDDEN), key=lambda thing: thing.window[0])
 
 
-def sample_scene(random: np.random.Generator, *, shapes: int | None = None) -> Scene:
-    """Draw a scene; ``shapes`` fixes their number."""
+def sample_scene(random: np.random.Generator, *, shapes: int | None = None, width_factor: float | None = None) -> Scene:
+    """Draw a scene; ``shapes`` fixes their number, ``width_factor`` the shape of the frame."""
     count = int(random.choice(4, p=[_EMPTY, _ONE, _TWO, 1 - _EMPTY - _ONE - _TWO])) if shapes is None else shapes
-    scene = Scene((), _width_factor(random), int(random.integers(2**31)))
+    scene = Scene((), width_factor or _width_factor(random), int(random.integers(2**31)))
     if not count:
         return scene
     events = _events(random, count)
