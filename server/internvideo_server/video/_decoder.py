@@ -64,7 +64,7 @@ class FrameDecoder:
     Args:
         workers: How many media are decoded at once.
         limits: What is taken on.
-        threads: Threads of one worker; default: the machine's cores shared out among the workers.
+        threads: Threads of all workers together; default: the machine's cores. The media that are decoded at a time share them.
         python: The Python program; default: this interpreter's.
 
     Attributes:
@@ -86,8 +86,10 @@ class FrameDecoder:
         cores = len(os.sched_getaffinity(0))
         settings = {
             "limits": dataclasses.asdict(self.limits),
-            "threads": threads or max(1, min(_MAX_THREADS, cores // workers)),
         }
+        self._threads = threads or min(_MAX_THREADS, cores)
+        self._active = 0
+        self._counting = threading.Lock()
         self._closed = threading.Event()
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
         program = python or find_python()
@@ -122,6 +124,9 @@ class FrameDecoder:
             "skip_frames": buffer.frame_count,
         }
         worker = self._take(budget)
+        with self._counting:
+            self._active += 1
+            message["threads"] = max(1, self._threads // self._active)
         try:
             if self._closed.is_set():
                 raise ServingError(ErrorCode.CANCELLED, "the server is shutting down")
@@ -130,6 +135,8 @@ class FrameDecoder:
             text = f"the decoder ended unexpectedly ({error}); other requests go on"
             raise ServingError(ErrorCode.INTERNAL, text, request.param) from None
         finally:
+            with self._counting:
+                self._active -= 1
             self._idle.put(worker)
         if "error" in answer:
             param = f"{request.param}.{answer['param']}" if request.param else answer["param"]

@@ -26,6 +26,8 @@ from internvideo_server.video._probe import check, damaged, open_video
 from internvideo_server.video._reader import Take
 from internvideo_server.video._request import DecodeLimits
 
+_PICTURES_PER_DECODER = 24  # references, delay, and what waits for the resize
+_DECODERS_BYTES = 1 << 30
 Opened = tuple[av.container.InputContainer, av.VideoStream]
 
 # Decoders that take note of skip_frame from packet to packet (libdav1d only when it is opened).
@@ -49,6 +51,8 @@ class PyavReader:
         except av.error.FFmpegError as error:
             raise damaged(error) from None
         self._opened = file, stream  # the first decoder's
+        picture = stream.codec_context.width * stream.codec_context.height * 3 // 2
+        self._most_decoders = max(1, _DECODERS_BYTES // (_PICTURES_PER_DECODER * max(1, picture)))
         self.fps = float(stream.average_rate or 0)
         self.frame_count = self._table.frame_count
         if not self.frame_count:
@@ -67,7 +71,7 @@ class PyavReader:
         for frame in frames:
             numbers.setdefault(self._table.shown(frame), []).append(frame)
         segments = sorted(self._table.segments(list(numbers)), key=lambda segment: -segment.cost)
-        decoders = min(self._threads, len(segments))
+        decoders = min(self._threads, len(segments), self._most_decoders)
         queue, failed = iter(segments), threading.Event()
 
         def work(number_of_decoder: int) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     """Serve jobs until the control socket ends."""
     control = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
-    limits, threads = DecodeLimits(**settings["limits"]), settings["threads"]
+    limits = DecodeLimits(**settings["limits"])
     _confine(limits)
     _quiet()
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -46,7 +46,7 @@ def main() -> None:
     while True:
         request, medium_fd, buffer_fd = jobs.get()
         try:
-            answer = _decode(request, medium_fd, buffer_fd, limits, threads)
+            answer = _decode(request, medium_fd, buffer_fd, limits)
         finally:
             os.close(medium_fd)
             os.close(buffer_fd)
@@ -76,7 +76,7 @@ def _receive(control: socket.socket, jobs: queue.SimpleQueue[_Job]) -> None:
         jobs.put((json.loads(message), fds[0], fds[1]))
 
 
-def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: DecodeLimits, threads: int) -> dict[str, Any]:
+def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: DecodeLimits) -> dict[str, Any]:
     def write(place: int, planes: Planes) -> None:
         """Into the file: the pages of a fresh mapping would cost a fault each."""
         os.pwritev(buffer_fd, planes, (request["skip_frames"] + place) * FRAME_BYTES)
@@ -86,7 +86,7 @@ def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: Dec
         if request["kind"] == "image":
             decoded = decode_image(path, head, limits, write)
         else:
-            decoded = decode_video(path, head, Sampling(**request["sampling"]), limits, threads, write)
+            decoded = decode_video(path, head, Sampling(**request["sampling"]), limits, request["threads"], write)
     except ServingError as error:
         return {"error": error.code, "message": error.message, "param": error.param}
     except MemoryError:
