@@ -35,12 +35,12 @@ class RunSettings:
     allowed_local_media_path: tuple[Path, ...]
     decode_workers: int
     max_queue_size: int
+    vit_device: Device | None = None
+    kv_cache_fraction: float | None = None
     video_reader: str = "auto"
     frame_cache_mb: int = 1024
     embedding_cache_mb: int = 1024
     request_timeout_s: float = 300.0
-    vit_device: Device | None = None
-    kv_cache_fraction: float | None = None
 
     @property
     def tower(self) -> Device:
