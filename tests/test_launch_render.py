@@ -6,8 +6,8 @@ import os
 import socket
 import sys
 import time
-from importlib import metadata
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
