@@ -81,8 +81,8 @@ def train_stretch(
             text, present, patches, places = (sums / since).tolist()
             now = time.monotonic()
             console.print(
-                f"step {trainer.step}/{trainer.steps} text {text:.4f} present {present:.4f} patches {patches:.4f} places {places:.4f} "
-                f"{since / (now - noted):.1f} steps/s {now - started:.0f} s"
+                f"step {trainer.step}/{trainer.steps} text {text:.4f} present {present:.4f} patches {patches:.4f} "
+                f"places {places:.4f} {since / (now - noted):.1f} steps/s {now - started:.0f} s"
             )
             sums.zero_()
             since, noted = 0, now

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -289,30 +290,38 @@ def test_engine_directory_without_config_is_refused(lab: Lab) -> None:
         _artifacts.resolve_dtype(ServeOptions(), lab.engine)
 
 
-def write_maker(lab: Lab, body: str) -> None:
+def write_export(lab: Lab, body: str) -> None:
     scripts = lab.home / "build_scripts"
     scripts.mkdir(exist_ok=True)
-    (scripts / "make_checkpoint.py").write_text(f"import pathlib, sys\nout = pathlib.Path(sys.argv[-1])\n{body}\n")
+    (scripts / "export_llm.py").write_text(f"import pathlib, sys\nout = pathlib.Path(sys.argv[-1])\n{body}\n")
 
 
-def test_tiny_checkpoint_is_made_once_and_again_when_its_maker_changes(lab: Lab) -> None:
+def find_engine(lab: Lab, run: Run, checkpoint: Path, report: Callable[[str], None] = lambda line: None) -> Path:
+    options = ServeOptions(checkpoint=checkpoint)
+    return _artifacts.find_engine(options, checkpoint, Device(None), run, lab.home, Progress(report=report))
+
+
+def test_without_a_checkpoint_the_demo_model_is_served(lab: Lab) -> None:
+    assert _artifacts.find_checkpoint(ServeOptions(), lab.home) == lab.home / "build_scripts" / "demo_model"
+
+
+def test_engine_is_exported_once_and_again_when_the_export_changes(lab: Lab, checkpoint: Path) -> None:
     lines: list[str] = []
-    progress = Progress(report=lines.append)
-    write_maker(lab, "out.mkdir(); (out / 'config.json').write_text('one')")
+    write_export(lab, "out.mkdir(); (out / 'config.json').write_text('one')")
     with Run() as run:
-        first = _artifacts.find_checkpoint(ServeOptions(), run, lab.home, progress)
-        assert _artifacts.find_checkpoint(ServeOptions(), run, lab.home, progress) == first
+        first = find_engine(lab, run, checkpoint, lines.append)
+        assert find_engine(lab, run, checkpoint, lines.append) == first
         assert len(lines) == 1
-        write_maker(lab, "out.mkdir(); (out / 'config.json').write_text('two')")
-        second = _artifacts.find_checkpoint(ServeOptions(), run, lab.home, progress)
+        write_export(lab, "out.mkdir(); (out / 'config.json').write_text('two')")
+        second = find_engine(lab, run, checkpoint)
     assert ((first / "config.json").read_text(), (second / "config.json").read_text()) == ("one", "two")
 
 
-def test_failed_maker_shows_its_words_and_leaves_nothing_in_the_cache(lab: Lab) -> None:
-    write_maker(lab, "out.mkdir()\nsys.exit('no space left for the checkpoint')")
-    with Run() as run, pytest.raises(LaunchError, match=r"make_checkpoint.py ended with exit code 1[\s\S]*no space left"):
-        _artifacts.find_checkpoint(ServeOptions(), run, lab.home, Progress())
-    assert list((_artifacts.cache_directory() / "checkpoints").iterdir()) == []
+def test_failed_export_shows_its_words_and_leaves_nothing_in_the_cache(lab: Lab, checkpoint: Path) -> None:
+    write_export(lab, "out.mkdir()\nsys.exit('no space left for the engine')")
+    with Run() as run, pytest.raises(LaunchError, match=r"export_llm.py ended with exit code 1[\s\S]*no space left"):
+        find_engine(lab, run, checkpoint)
+    assert not list((_artifacts.cache_directory() / "engines").glob("*/*"))
 
 
 def test_checkpoint_that_is_none_is_refused(lab: Lab) -> None:

@@ -34,7 +34,12 @@ COLOUR_NAMES = tuple(COLOURS)
 PARTS = {"beginning": (0.16, 0.30), "middle": (0.42, 0.58), "end": (0.70, 0.84)}
 _FREE_EVENTS: dict[Event, float] = {
     **dict.fromkeys(MOVES, 0.125),
-    **{"still": 0.1, "grow": 0.09, "shrink": 0.08, "appear": 0.08, "vanish": 0.08, "recolour": 0.07},
+    "still": 0.1,
+    "grow": 0.09,
+    "shrink": 0.08,
+    "appear": 0.08,
+    "vanish": 0.08,
+    "recolour": 0.07,
 }
 _EMPTY, _ONE, _TWO = 0.10, 0.33, 0.43  # shares of scenes with 0, 1 and 2 shapes; the rest has 3
 _TRIES = 40

@@ -33,8 +33,14 @@ GENERIC_NOUNS: dict[Language, tuple[str, ...]] = {
 COLOUR_WORDS: dict[Language, dict[str, str]] = {
     "en": {name: name for name in ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")},
     "zh": {
-        **{"red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色"},
-        **{"blue": "蓝色", "purple": "紫色", "white": "白色", "black": "黑色"},
+        "red": "红色",
+        "orange": "橙色",
+        "yellow": "黄色",
+        "green": "绿色",
+        "blue": "蓝色",
+        "purple": "紫色",
+        "white": "白色",
+        "black": "黑色",
     },
 }
 NUMBERS: dict[Language, tuple[str, ...]] = {"en": ("zero", "one", "two", "three"), "zh": ("零", "一", "两", "三")}
@@ -55,37 +61,66 @@ PART_WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
     },
 }
 _VERBS_EN: dict[Event, str] = {
-    **{"still": "does not move", "left": "moves to the left", "right": "moves to the right"},
-    **{"up": "moves up", "down": "moves down", "grow": "grows", "shrink": "shrinks"},
-    **{"appear": "appears", "vanish": "disappears"},
+    "still": "does not move",
+    "left": "moves to the left",
+    "right": "moves to the right",
+    "up": "moves up",
+    "down": "moves down",
+    "grow": "grows",
+    "shrink": "shrinks",
+    "appear": "appears",
+    "vanish": "disappears",
 }
 _VERBS_ZH: dict[Event, str] = {
-    **{"still": "没有移动", "left": "向左移动", "right": "向右移动", "up": "向上移动", "down": "向下移动"},
-    **{"grow": "变大", "shrink": "变小", "appear": "出现", "vanish": "消失"},
+    "still": "没有移动",
+    "left": "向左移动",
+    "right": "向右移动",
+    "up": "向上移动",
+    "down": "向下移动",
+    "grow": "变大",
+    "shrink": "变小",
+    "appear": "出现",
+    "vanish": "消失",
 }
 # What a question calls an event, as "does it VERB" and "when does it VERB".
 PLAIN_VERBS: dict[Language, dict[Event, tuple[str, ...]]] = {
     "en": {
-        **{"left": ("move to the left", "move left", "go left"), "right": ("move to the right", "move right", "go right")},
-        **{"up": ("move up", "go up", "move upwards"), "down": ("move down", "go down", "move downwards")},
-        **{"grow": ("grow", "get bigger", "become larger"), "shrink": ("shrink", "get smaller", "become smaller")},
-        **{"appear": ("appear", "show up", "come into view"), "vanish": ("disappear", "vanish", "go away")},
-        **{"recolour": ("change colour", "change its colour"), "still": ("stay still", "stay in place")},
+        "left": ("move to the left", "move left", "go left"),
+        "right": ("move to the right", "move right", "go right"),
+        "up": ("move up", "go up", "move upwards"),
+        "down": ("move down", "go down", "move downwards"),
+        "grow": ("grow", "get bigger", "become larger"),
+        "shrink": ("shrink", "get smaller", "become smaller"),
+        "appear": ("appear", "show up", "come into view"),
+        "vanish": ("disappear", "vanish", "go away"),
+        "recolour": ("change colour", "change its colour"),
+        "still": ("stay still", "stay in place"),
     },
     "zh": {
-        **{"left": ("向左移动", "往左走", "向左走"), "right": ("向右移动", "往右走", "向右走")},
-        **{"up": ("向上移动", "往上走", "向上走"), "down": ("向下移动", "往下走", "向下走")},
-        **{"grow": ("变大", "变得更大"), "shrink": ("变小", "变得更小"), "appear": ("出现", "显示出来")},
-        **{"vanish": ("消失", "不见"), "recolour": ("变颜色", "改变颜色"), "still": ("不动", "静止")},
+        "left": ("向左移动", "往左走", "向左走"),
+        "right": ("向右移动", "往右走", "向右走"),
+        "up": ("向上移动", "往上走", "向上走"),
+        "down": ("向下移动", "往下走", "向下走"),
+        "grow": ("变大", "变得更大"),
+        "shrink": ("变小", "变得更小"),
+        "appear": ("出现", "显示出来"),
+        "vanish": ("消失", "不见"),
+        "recolour": ("变颜色", "改变颜色"),
+        "still": ("不动", "静止"),
     },
 }
 # The same as "which object VERBS?"
 THIRD_PERSON_EN: dict[Event, tuple[str, ...]] = {
-    **{"left": ("moves to the left", "moves left", "goes left"), "right": ("moves to the right", "moves right", "goes right")},
-    **{"up": ("moves up", "goes up", "moves upwards"), "down": ("moves down", "goes down", "moves downwards")},
-    **{"grow": ("grows", "gets bigger", "becomes larger"), "shrink": ("shrinks", "gets smaller", "becomes smaller")},
-    **{"appear": ("appears", "shows up", "comes into view"), "vanish": ("disappears", "vanishes", "goes away")},
-    **{"recolour": ("changes colour", "changes its colour"), "still": ("stays still", "does not move", "stays in place")},
+    "left": ("moves to the left", "moves left", "goes left"),
+    "right": ("moves to the right", "moves right", "goes right"),
+    "up": ("moves up", "goes up", "moves upwards"),
+    "down": ("moves down", "goes down", "moves downwards"),
+    "grow": ("grows", "gets bigger", "becomes larger"),
+    "shrink": ("shrinks", "gets smaller", "becomes smaller"),
+    "appear": ("appears", "shows up", "comes into view"),
+    "vanish": ("disappears", "vanishes", "goes away"),
+    "recolour": ("changes colour", "changes its colour"),
+    "still": ("stays still", "does not move", "stays in place"),
 }
 
 
@@ -115,7 +150,7 @@ def motion(language: Language, thing: Thing) -> str:
 
 
 def sentence(language: Language, thing: Thing, article: str = "the") -> str:
-    """ "The red circle grows."; in Chinese, which has no articles, 红色圆形变大。"""
+    """A whole sentence: "The red circle grows."; in Chinese, which has no articles, 红色圆形变大。"""
     name = noun(language, thing.colour, thing.shape)
     if language == "zh":
         return f"{name}{verb(language, thing)}。"

@@ -14,8 +14,6 @@ from internvideo_server.launch import ServeOptions, start
 
 from ._http_chat import media_part, stream_answer
 
-QUESTION = "Describe this video in detail."
-
 
 def run_demo(
     video: Path, question: str, options: ServeOptions, max_tokens: int, report: Callable[[str], None], show: Callable[[str], None]
@@ -42,6 +40,7 @@ def run_demo(
     content = [media_part(str(video), {}), {"type": "text", "text": question}]
     began = time.monotonic()
     with start(options, report) as server:
+        report(f"asking about {video.name}: {question}")
         ready = time.monotonic()
         before = _stage_seconds(server.metrics_url)
         answer, first_token = "", None

@@ -24,7 +24,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 @app.command()
 def serve(
-    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: a tiny random one")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
     engine: Annotated[Path | None, typer.Option(help="engine directory; none: exported once and cached")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     vit_device: Annotated[str | None, typer.Option(help="of the vision tower; none: where the engine runs")] = None,
@@ -163,8 +163,8 @@ def chat(
 @app.command()
 def demo(
     video: Annotated[Path, typer.Argument(help="a local video")] = _PROJECT / "examples" / "demo.mp4",
-    question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe this video in detail.",
-    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: a tiny random one")] = None,
+    question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe the video.",
+    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     max_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, usage, timings")] = False,

@@ -36,15 +36,9 @@ def cache_directory() -> Path:
     return Path(given).resolve() if given else Path.home() / ".cache" / "internvideo"
 
 
-def find_checkpoint(options: ServeOptions, run: Run, home: Path, progress: Progress) -> Path:
-    """The given checkpoint, or the cached tiny one with random weights."""
-    if options.checkpoint is not None:
-        return options.checkpoint.resolve()
-    target = cache_directory() / "checkpoints" / f"tiny-{_scripts_digest(home)}"
-    if not target.is_dir():
-        progress.report("making a tiny checkpoint with random weights")
-        _build(run, home, target, ["make_checkpoint", "--size", "tiny"], progress, verbose=options.verbose)
-    return target
+def find_checkpoint(options: ServeOptions, home: Path) -> Path:
+    """The given checkpoint, or the small trained one that comes with the project."""
+    return (options.checkpoint or home / "build_scripts" / "demo_model").resolve()
 
 
 def find_engine(options: ServeOptions, checkpoint: Path, device: Device, run: Run, home: Path, progress: Progress) -> Path:

@@ -17,8 +17,7 @@ class ServeOptions:
     """The settings of ``internvideo serve``. Ports: 0 means a free one.
 
     Args:
-        checkpoint: Directory of InternVideo2_5_Chat_8B's files; None makes a tiny random checkpoint (the whole chain, nonsense
-            answers).
+        checkpoint: Directory of InternVideo2_5_Chat_8B's files; None serves the small demo model that comes with the project.
         engine: Engine directory (``config.json``, ``tokenizer.json`` and ``llama/`` or TensorRT-LLM's ``rank*.engine``);
             None exports one from the checkpoint into the cache.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: ``cuda:0`` where there is a GPU that the installed torch can use.

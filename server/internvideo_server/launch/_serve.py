@@ -142,7 +142,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
     )
     with ExitStack() as stack:
         run = stack.enter_context(Run())
-        checkpoint = find_checkpoint(options, run, home, progress)
+        checkpoint = find_checkpoint(options, home)
         engine = find_engine(options, checkpoint, device, run, home, progress)
         settings = RunSettings(
             checkpoint=checkpoint,

@@ -1,0 +1,87 @@
+"""Write videos of simple shapes, and questions about them with what counts as right.
+
+``questions.json`` is a list of ``{"video", "kind", "language", "question", "answer", "accepted", "rejected", "held_out"}``:
+an answer is right if it contains an accepted form and no rejected one (`build_scripts/_demo/grading.py`). The files are
+drawn and encoded by other code than training's frames, in several codecs, sizes and frame rates.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
+from build_scripts._demo.film import film, sample_format
+from build_scripts._demo.questions import Asker
+from build_scripts._demo.scene import Scene, sample_scene
+from build_scripts._demo.words import LANGUAGES
+
+STREAM = 3_000_000_000  # far from the seeds of training
+HELD_OUT_SHARE = 0.25  # of the questions
+
+
+def write_videos(out: Path, seed: int, count: int) -> list[dict[str, Any]]:
+    """Write ``count`` videos and ``questions.json``.
+
+    Args:
+        out: The directory, made if absent.
+        seed: Decides everything; training uses other streams of random numbers.
+        count: Number of videos.
+
+    Returns:
+        The questions.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    questions: list[dict[str, Any]] = []
+    for number in track(range(count), "videos", console=Console(stderr=True), transient=True):
+        source = np.random.default_rng((STREAM, seed, number))
+        video_format = sample_format(source)
+        scene = sample_scene(source, width_factor=video_format.height / video_format.width)
+        name = f"{seed}-{number:04d}{video_format.suffix}"
+        film(scene, video_format, out / name)
+        questions += [{"video": name, **asked} for asked in _questions(scene, random.Random(f"{seed}:{number}"))]
+    (out / "questions.json").write_text(json.dumps(questions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return questions
+
+
+def _questions(scene: Scene, choices: random.Random) -> list[dict[str, Any]]:
+    """Each topic that the scene allows, once a language; some in phrasings that training never used."""
+    asked = []
+    for language in LANGUAGES:
+        for topic in Asker(scene, choices).topics():
+            held_out = choices.random() < HELD_OUT_SHARE
+            turn = Asker(scene, choices, held_out).ask(language, topic=topic)
+            asked.append(
+                {
+                    "kind": turn.kind,
+                    "language": language,
+                    "question": turn.question,
+                    "answer": turn.answer,
+                    "accepted": list(turn.accepted),
+                    "rejected": list(turn.rejected),
+                    "held_out": held_out,
+                }
+            )
+    return asked
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Directory for the videos and questions.json.")],
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Videos.")] = 150,
+) -> None:
+    """Write videos of simple shapes, and questions about them."""
+    questions = write_videos(out, seed, count)
+    Console(stderr=True).print(f"{count} videos and {len(questions)} questions in {out}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
