@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -92,12 +93,15 @@ def test_leaving_while_the_tower_runs_cuts_its_work(server: RunningServer, media
     with client(server.adapter_url) as http:
         answer(http, long_video, max_tokens=1)
         whole = work_seconds(server, "vit") - before
-    before, prepared = work_seconds(server, "vit"), work_seconds(server, "preprocessing")
-    long_video = video_part(media_dir / "v7.mp4", num_frames=128, start=0.2)  # other frames: no cache has them
-    with asking(server, body(long_video)):
-        until(lambda: work_seconds(server, "preprocessing") > prepared, "the tower's turn did not come")
-    until(lambda: work_seconds(server, "vit") > before, "the request was not ended")
-    assert work_seconds(server, "vit") - before < whole / 2
+    for attempt in range(1, 6):
+        before, prepared = work_seconds(server, "vit"), work_seconds(server, "preprocessing")
+        long_video = video_part(media_dir / "v7.mp4", num_frames=128, start=0.1 * attempt)  # other frames: no cache has them
+        with asking(server, body(long_video)):
+            until(lambda: work_seconds(server, "preprocessing") > prepared, "the tower's turn did not come")  # noqa: B023
+        with contextlib.suppress(AssertionError):  # one that leaves between the two models never comes to the tower
+            until(lambda: work_seconds(server, "vit") > before, "the request was not ended", seconds=2 * whole)  # noqa: B023
+            break
+    assert 0 < work_seconds(server, "vit") - before < whole / 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
