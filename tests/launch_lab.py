@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 parser = argparse.ArgumentParser()
-for flag in ("--host", "--port", "--triton", "--tokenizer"):
+for flag in ("--host", "--port", "--triton", "--tokenizer", "--request-timeout"):
     parser.add_argument(flag, required=True)
 options = parser.parse_args()
 ThreadingHTTPServer((options.host, int(options.port)), Handler).serve_forever()

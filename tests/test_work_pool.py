@@ -70,13 +70,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         return SimpleNamespace(as_numpy=lambda: np.array([request.stop])) if name == "stop" else None
 
     class MetricFamily:
-        COUNTER = "counter"
+        COUNTER, GAUGE = "counter", "gauge"
 
         def __init__(self, *_: Any) -> None:
             pass
 
         def Metric(self, labels: dict[str, str]) -> SimpleNamespace:
-            return SimpleNamespace(increment=lambda seconds: None)
+            return SimpleNamespace(increment=lambda value: None, set=lambda value: None)
 
     class TritonError:
         __new__ = staticmethod(lambda cls, text, code: error(text, code))  # type: ignore[assignment]
@@ -91,12 +91,12 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
-    for name in ("", "._pool", "._parameters"):
+    for name in ("", "._meter", "._pool", "._parameters"):
         monkeypatch.delitem(sys.modules, f"internvideo_server.work{name}", raising=False)
     import internvideo_server.work
 
     yield internvideo_server.work
-    for name in ("", "._pool", "._parameters"):
+    for name in ("", "._meter", "._pool", "._parameters"):
         sys.modules.pop(f"internvideo_server.work{name}", None)
 
 
