@@ -42,6 +42,9 @@ class Request:
     def request_id(self) -> str:
         return self._id
 
+    def timeout(self) -> int:
+        return 0
+
     def get_response_sender(self) -> Sender:
         return self.sender
 

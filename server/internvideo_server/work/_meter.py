@@ -13,8 +13,8 @@ from ..metrics import METRICS, Meter, as_key, of_model
 class TritonMeter(Meter):
     """A meter whose figures Triton shows. Keep it: the metrics end with it.
 
-    Make it in ``initialize``: Triton 2.51 ended by signal 11 while several worker threads made and raised metrics (docs/caching.md),
-    so all are made here, and ``publish`` is one thread's at a time.
+    Make it in ``initialize``: Triton 2.51 ended by signal 11 while several worker threads made and raised metrics
+    (docs/caching.md), so all are made here, and ``publish`` is one thread's at a time.
 
     Args:
         model: The Triton model's name.
