@@ -225,7 +225,7 @@ def test_close_ends_what_is_at_work_and_what_waits(pool: Callable[..., Any]) -> 
     lab.close()
     assert [request.answer for request in requests] == [
         "[CANCELLED] the request was stopped at work",
-        "[CANCELLED] the request was stopped",
+        "[CANCELLED] the request was cancelled while waiting for lab",
     ]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lab-")]
 
