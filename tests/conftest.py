@@ -12,6 +12,7 @@ import pytest
 
 from build_scripts.make_checkpoint import make_checkpoint
 from internvideo_server.launch import RunningServer, ServeOptions, start
+from tests.asking import FREE_PORTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,12 +55,9 @@ def server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathF
     options = ServeOptions(
         checkpoint=checkpoint,
         device="cpu",
-        port=0,
-        triton_http_port=0,
-        triton_grpc_port=0,
-        triton_metrics_port=0,
         allowed_local_media_path=(media_dir,),
         run_directory=tmp_path_factory.mktemp("run"),
+        **FREE_PORTS,
     )
     with start(options) as running:
         yield running

@@ -11,16 +11,15 @@ import pytest
 import sentencepiece
 
 from internvideo_server.launch import RunningServer, ServeOptions, start
-from tests.asking import answer, client, ensemble_ids, text_part, video_part
+from tests.asking import FREE_PORTS, answer, client, ensemble_ids, text_part, video_part
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
 def golden_server(golden: Path, shared_dir: Path) -> Iterator[RunningServer]:
-    free = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
     roots = (shared_dir / "data",)
-    with start(ServeOptions(checkpoint=golden / "model", device="cpu", allowed_local_media_path=roots, **free)) as running:
+    with start(ServeOptions(checkpoint=golden / "model", device="cpu", allowed_local_media_path=roots, **FREE_PORTS)) as running:
         yield running
 
 

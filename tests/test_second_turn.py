@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from internvideo_server.launch import RunningServer, ServeOptions, start
-from tests.asking import MODEL, answer, client, text_part, video_part
+from tests.asking import FREE_PORTS, MODEL, answer, client, text_part, video_part
 
 pytestmark = pytest.mark.server
 
@@ -54,7 +54,6 @@ def conversation(*parts: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def forgetful(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server whose caches have no size."""
-    free: dict[str, Any] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
     options = ServeOptions(
         checkpoint=checkpoint,
         device="cpu",
@@ -62,7 +61,7 @@ def forgetful(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPa
         run_directory=tmp_path_factory.mktemp("forgetful"),
         frame_cache_mb=0,
         embedding_cache_mb=0,
-        **free,
+        **FREE_PORTS,
     )
     with start(options) as running:
         yield running
@@ -164,14 +163,13 @@ def test_a_requests_own_timeout_ends_it_in_preprocessing(server: RunningServer, 
 def test_the_servers_limit_ends_a_request_at_every_stage(
     checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    free: dict[str, Any] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
     options = ServeOptions(
         checkpoint=checkpoint,
         device="cpu",
         allowed_local_media_path=(media_dir,),
         run_directory=tmp_path_factory.mktemp("hurried"),
         request_timeout_s=0.3,
-        **free,
+        **FREE_PORTS,
     )
     with start(options) as hurried, client(hurried.adapter_url) as http:
         video = video_part(media_dir / "v7.mp4", num_frames=128)

@@ -15,6 +15,10 @@ from typing import Any
 MAX_POSITIONS = 32768
 
 
+# The vision tower leaves 16 tokens of a frame: num_tome_tokens / local_num_frames, literals in the model's own code.
+TOKENS_PER_FRAME = 16
+
+
 class LimitsError(ValueError):
     """The engine directory's config.json is missing, broken or asks for the impossible."""
 
@@ -48,6 +52,11 @@ class EngineLimits:
     def max_rows(self) -> int:
         """Rows of one request's prompt_embedding_table."""
         return self.max_prompt_embedding_table_size // self.max_batch_size
+
+    @property
+    def max_frames(self) -> int:
+        """Frames of all of one request's videos."""
+        return self.max_rows // TOKENS_PER_FRAME
 
     @classmethod
     def from_engine_dir(cls, engine_dir: Path) -> EngineLimits:

@@ -128,7 +128,7 @@ class Preprocessor:
         return media, np.concatenate([nothing, *sent.values()])
 
     def _check_rows(self, frame_count: int, param: str | None) -> None:
-        frames = self.limits.max_rows // 16
+        frames = self.limits.max_frames
         if frame_count > frames:
             raise invalid(
                 f"the conversation's videos have {frame_count} frames together, the engine takes {frames}: "

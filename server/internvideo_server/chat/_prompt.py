@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from internvideo_server.chat._messages import Conversation, Message
 from internvideo_server.chat._tokenizer import ChatTokenizer
+from internvideo_server.limits import TOKENS_PER_FRAME
 
 DEFAULT_SYSTEM_TEXT = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
-TOKENS_PER_FRAME = 16  # num_tome_tokens / local_num_frames, literals in the model's code
 
 BOS, TURN, END, IMAGE, IMAGE_END = "<s>", "<|im_start|>", "<|im_end|>", "<img>", "</img>"
 CONTEXT = "<IMG_CONTEXT>"

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, CheckpointError
-from ..limits import EngineLimits, LimitsError
+from ..limits import TOKENS_PER_FRAME, EngineLimits, LimitsError
 from ._errors import LaunchError
 from ._options import Device, ServeOptions
 from ._processes import ProgramSpec, Run
@@ -71,10 +71,11 @@ def resolve_dtype(options: ServeOptions, engine: Path) -> str:
         raise LaunchError(str(error)) from error
     if options.dtype not in ("auto", limits.dtype):
         raise LaunchError(f"--dtype {options.dtype}, but the engine {engine} is {limits.dtype}: both must be equal")
-    if options.max_frames * 16 > limits.max_rows:
+    if options.max_frames > limits.max_frames:
         raise LaunchError(
-            f"--max-frames {options.max_frames} needs {options.max_frames * 16} rows of the prompt table (16 a frame), "
-            f"but the engine takes {limits.max_rows} per request: at most --max-frames {limits.max_rows // 64 * 4}"
+            f"--max-frames {options.max_frames} needs {options.max_frames * TOKENS_PER_FRAME} rows of the prompt table "
+            f"({TOKENS_PER_FRAME} a frame), "
+            f"but the engine takes {limits.max_rows} per request: at most --max-frames {limits.max_frames // 4 * 4}"
         )
     if not (engine / "tokenizer.json").is_file():
         raise LaunchError(f"{engine} has no tokenizer.json: make it with build_scripts/export_tokenizer.py")

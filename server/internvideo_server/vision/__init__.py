@@ -4,7 +4,8 @@ uint8 frames -> normalise -> InternViT -> pixel shuffle -> HiCo token merging ov
 16 rows of the LLM's hidden size a frame.
 """
 
-from internvideo_server.vision._config import TOKENS_PER_FRAME, VisionConfig
+from internvideo_server.limits import TOKENS_PER_FRAME
+from internvideo_server.vision._config import VisionConfig
 from internvideo_server.vision._model import Stopped, VisionModel
 
 __all__ = ["TOKENS_PER_FRAME", "Stopped", "VisionConfig", "VisionModel"]
