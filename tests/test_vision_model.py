@@ -200,7 +200,7 @@ def test_the_real_sizes_give_the_published_numbers_of_parameters() -> None:
 
 
 def test_embeddings_equal_an_independent_float64_version(model: VisionModel) -> None:
-    frames = make_frames(12, seed=3)  # a chunk of 8 and a rest of 4
+    frames = make_frames(12, seed=3)
     expected, gap = naive_embed(frames, make_tensors())
     assert gap > 1e-5, "pick another seed: float32 may choose otherwise than float64 here"
     rows = model.embed(frames)
@@ -236,6 +236,34 @@ def test_a_frame_group_gives_the_same_rows_in_a_longer_video(model: VisionModel)
     rows = model.embed(frames)
     assert torch.equal(model.embed(frames[:8]), rows[: 8 * 16])
     assert torch.equal(model.embed(frames[16:]), rows[16 * 16 :])
+
+
+def test_a_group_gives_the_same_rows_whatever_stands_beside_it(model: VisionModel) -> None:
+    groups = [make_frames(4, seed) for seed in range(3)]
+    alone = [model.embed_chunk(group) for group in groups]
+    size = model.chunk_frames // 4
+    for order in ([0, 1, 2], [2, 0, 1]):
+        for first in range(0, 3, size):
+            taken = order[first : first + size]
+            rows = model.embed_chunk(torch.cat([groups[i] for i in taken]))
+            assert torch.equal(rows, torch.cat([alone[i] for i in taken]))
+
+
+def test_a_chunk_is_written_where_it_is_wanted(model: VisionModel) -> None:
+    frames, table = make_frames(4), torch.full((3 * 64, 20), 7.0)
+    returned = model.embed_chunk(frames, table[64:128])
+    assert returned.data_ptr() == table[64].data_ptr()
+    assert torch.equal(table[64:128], model.embed_chunk(frames))
+    assert bool((table[:64] == 7).all() and (table[128:] == 7).all())
+
+
+def test_a_chunk_that_does_not_fit_is_refused(model: VisionModel) -> None:
+    with pytest.raises(ValueError, match=f"at most {model.chunk_frames} frames, got {model.chunk_frames + 4}"):
+        model.embed_chunk(make_frames(model.chunk_frames + 4))
+    with pytest.raises(ValueError, match=r"out must be torch\.float32 \[64, 20\], got torch.float32 \[16, 20\]"):
+        model.embed_chunk(make_frames(4), torch.empty(16, 20))
+    with pytest.raises(ValueError, match=r"got torch\.float64"):
+        model.embed_chunk(make_frames(4), torch.empty(64, 20, dtype=torch.float64))
 
 
 def test_threads_share_a_model_and_get_their_own_answers(model: VisionModel) -> None:
@@ -292,13 +320,13 @@ def stop_at(asked: int) -> tuple[Callable[[], bool], list[bool]]:
 def test_work_ends_at_the_first_stop(model: VisionModel, asked: int) -> None:
     should_stop, answers = stop_at(asked)
     with pytest.raises(Stopped):
-        model.embed(make_frames(16), should_stop)
+        model.embed(make_frames(8), should_stop)
     assert len(answers) == asked
 
 
 def test_asking_for_a_stop_changes_nothing_else(model: VisionModel) -> None:
     should_stop, answers = stop_at(10**9)
-    assert torch.equal(model.embed(make_frames(16), should_stop), model.embed(make_frames(16)))
+    assert torch.equal(model.embed(make_frames(8), should_stop), model.embed(make_frames(8)))
     assert len(answers) == 2 * 3
 
 

@@ -15,9 +15,6 @@ from internvideo_server.vision._loading import load_vision
 from internvideo_server.vision.merging import merge_tokens
 from internvideo_server.vision.tower import VisionTower, normalise, pixel_shuffle
 
-# Frames in the tower at a time: bounds the memory at any length of video, and work ends soon after a stop.
-CHUNK_FRAMES = 2 * FRAMES_PER_GROUP
-
 
 class Stopped(Exception):  # noqa: N818 - no error: the caller asked for it
     """``should_stop`` said so."""
@@ -26,14 +23,20 @@ class Stopped(Exception):  # noqa: N818 - no error: the caller asked for it
 class VisionModel:
     """InternViT, HiCo merging and projector of one checkpoint on one device.
 
-    Stateless after construction, so threads may share one; each call works through its frames in the same chunks
-    whatever else runs, so an answer does not depend on its neighbours.
+    Stateless after construction, so threads may share one. The rows of a group of 4 frames are the same to the bit
+    whatever stands beside them in a chunk.
 
     Args:
         config: Sizes.
         tower: InternViT.
         projector: The checkpoint's ``mlp1``, on the tower's device and in its dtype.
+
+    Attributes:
+        chunk_frames: Frames in the tower at a time, a multiple of 4: bounds the memory at any length of video.
     """
+
+    # Products of another shape may round otherwise, so one shape serves all: a group alone.
+    chunk_frames = FRAMES_PER_GROUP
 
     def __init__(self, config: VisionConfig, tower: VisionTower, projector: nn.Sequential) -> None:
         self.config = config
@@ -88,19 +91,49 @@ class VisionModel:
             Stopped: ``should_stop`` returned True.
         """
         self._check(frames)
+        count = frames.shape[0]
+        rows = torch.empty(count * TOKENS_PER_FRAME, self.hidden_size, dtype=self.dtype, device=self.device)
+        for first in range(0, count, self.chunk_frames):
+            last = min(first + self.chunk_frames, count)
+            out = rows[first * TOKENS_PER_FRAME : last * TOKENS_PER_FRAME]
+            self.embed_chunk(frames[first:last], out, should_stop)
+        return rows
+
+    @torch.inference_mode()
+    def embed_chunk(self, frames: Tensor, out: Tensor | None = None, should_stop: Callable[[], bool] | None = None) -> Tensor:
+        """Embed a few groups of 4 frames, which may be of different videos.
+
+        Args:
+            frames: uint8 RGB [n, 3, image_size, image_size] on any device, n a multiple of 4 and at most ``chunk_frames``.
+            out: Where the rows go, [16 * n, hidden_size] in the model's dtype on its device.
+            should_stop: As for :meth:`embed`.
+
+        Returns:
+            [16 * n, hidden_size], ``out`` where given. On CUDA the work is only queued, on the current stream: frames
+            in pinned memory must stay as they are until it has run.
+
+        Raises:
+            ValueError: ``frames`` or ``out`` has another dtype or shape, or n is too large.
+            Stopped: ``should_stop`` returned True; ``out`` may be half written.
+        """
+        self._check(frames)
+        if frames.shape[0] > self.chunk_frames:
+            raise ValueError(f"a chunk has at most {self.chunk_frames} frames, got {frames.shape[0]}")
+        wanted = (frames.shape[0] * TOKENS_PER_FRAME, self.hidden_size)
+        if out is None:
+            out = torch.empty(wanted, dtype=self.dtype, device=self.device)
+        elif out.shape != wanted or out.dtype != self.dtype:
+            raise ValueError(f"out must be {self.dtype} {list(wanted)}, got {out.dtype} {list(out.shape)}")
 
         def pause() -> None:
             if should_stop is not None and should_stop():
                 raise Stopped
 
-        rows = torch.empty(frames.shape[0] * TOKENS_PER_FRAME, self.hidden_size, dtype=self.dtype, device=self.device)
-        for first in range(0, frames.shape[0], CHUNK_FRAMES):
-            chunk = frames[first : first + CHUNK_FRAMES]
-            place = slice(first * TOKENS_PER_FRAME, (first + chunk.shape[0]) * TOKENS_PER_FRAME)
-            rows[place] = self._embed_chunk(chunk.to(self.device), pause)
-        return rows
+        if frames.shape[0]:
+            out.copy_(self._run(frames.to(self.device, non_blocking=True), pause))
+        return out
 
-    def _embed_chunk(self, frames: Tensor, pause: Callable[[], None]) -> Tensor:
+    def _run(self, frames: Tensor, pause: Callable[[], None]) -> Tensor:
         x = normalise(frames).to(self.dtype)  # [B, 3, 448, 448]
         x = self.tower(x, pause)  # [B, 1025, C]
         x = pixel_shuffle(x, self.config.patches_per_side)  # [B, 256, 4 C]
