@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from internvideo_server.errors import ServingError
-from internvideo_server.metrics import Meter
 from internvideo_server.scheduling import ChunkFailedError, Task, TowerQueue
 from internvideo_server.vision import Stopped
 from tests.asking import until
@@ -20,8 +19,8 @@ class Lab:
     """A queue on a held tower, and the order in which its tasks end."""
 
     def __init__(self) -> None:
-        self.tower, self.meter = LabTower(gated=True), Meter()
-        self.queue = TowerQueue(self.tower, self.meter)
+        self.tower = LabTower(gated=True)
+        self.queue = TowerQueue(self.tower)
         self.ended: list[int] = []
         self.unwanted: set[int] = set()
         self.outs: dict[int, Tensor] = {}
@@ -144,10 +143,10 @@ def test_closing_stops_what_is_not_finished(lab: Lab) -> None:
     until(lambda: not lab.queue._thread.is_alive(), "the thread goes on")
 
 
-def test_the_meter_counts_frames_that_went_through(lab: Lab) -> None:
+def test_each_task_knows_its_share_of_the_work(lab: Lab) -> None:
     tasks = [lab.submit(1, 24), lab.submit(2, 4)]
     lab.tower.run()
     for task in tasks:
         task.result()
-    assert lab.meter.value("internvideo_vision_frames_total") == 28
-    assert lab.meter.value("internvideo_vision_seconds_total") > 0
+    assert [task.embedded for task in tasks] == [24, 4]
+    assert all(task.seconds > 0 for task in tasks)

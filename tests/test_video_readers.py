@@ -10,16 +10,16 @@ import pytest
 from decord import VideoReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from internvideo_server.errors import ServingError
 from internvideo_server.video._decord import DecordReader
 from internvideo_server.video._packets import PacketTable
+from internvideo_server.video._passes import compiled
 from internvideo_server.video._probe import open_video
 from internvideo_server.video._pyav import PyavReader
 from internvideo_server.video._reader import Reader
 from internvideo_server.video._request import DecodeLimits
-from internvideo_server.video._resize import Resizers, resize
+from internvideo_server.video._resize import Resizers, by_pillow
 from internvideo_server.video._sniff import HEAD_BYTES, video_container
 from tests.data.make_videos import KINDS, scene
 from tests.video_decoding import DATA
@@ -184,19 +184,30 @@ def by_the_book(frame: np.ndarray) -> np.ndarray:
 @given(st.integers(16, 900), st.integers(16, 900), st.integers(0, 2**32 - 1))
 def test_the_resize_is_the_originals_to_the_bit(width: int, height: int, seed: int) -> None:
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    out = np.stack([np.frombuffer(plane, np.uint8).reshape(448, 448) for plane in resize(Image.fromarray(frame))])
-    assert np.array_equal(out.transpose(1, 2, 0), by_the_book(frame))
+    expected = by_the_book(frame).transpose(2, 0, 1)
+    assert np.array_equal(by_pillow(frame), expected)
+    assert np.array_equal(compiled()(frame), expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 700), (700, 1), (3, 5), (448, 448), (449, 447), (1080, 1920), (2160, 3840)]
+)
+def test_the_compiled_resize_is_pillows_at_every_size_and_stride(height: int, width: int) -> None:
+    frame = np.random.default_rng(height).choice(np.array([0, 255, 128], np.uint8), (height, width, 3))  # clips a lot
+    upright, turned, padded = frame, np.rot90(frame), np.pad(frame, ((0, 0), (0, 7), (0, 0)))[:, :width]
+    for pixels in (upright, turned, padded):
+        assert np.array_equal(compiled()(pixels), by_pillow(pixels))
 
 
 def test_a_fault_while_resizing_ends_the_reading() -> None:
-    def broken() -> Image.Image:
+    def broken() -> np.ndarray:
         raise MemoryError
 
-    written: dict[int, list[bytes]] = {}
+    written: dict[int, np.ndarray] = {}
     with pytest.raises(MemoryError), Resizers(1, written.__setitem__) as resizers:
         for place in range(10):
             resizers.submit(broken, [place])
     assert not written
     with Resizers(2, written.__setitem__) as resizers:
-        resizers.submit(lambda: Image.fromarray(scene(0, 0, 64, 48)), [3, 5])
+        resizers.submit(lambda: scene(0, 0, 64, 48), [3, 5])
     assert sorted(written) == [3, 5]

@@ -73,7 +73,7 @@ class Embedder:
         self._model, self._regions, self._meter = model, regions, meter
         self._row_bytes = model.hidden_size * model.dtype.itemsize
         self._cache: ByteLru[Tensor] = ByteLru("embeddings", cache_bytes, meter)
-        self._tower = TowerQueue(model, meter)
+        self._tower = TowerQueue(model)
         self._flights: dict[bytes, _Flight] = {}
         self._lock = threading.Lock()  # guards the flights, and the cache against missing what just landed
         self._copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -163,6 +163,8 @@ class Embedder:
             wish.gone = True
             for task in wish.tasks:  # they write into the region
                 task.done.wait()
+                self._meter.add("internvideo_vision_seconds_total", task.seconds)
+                self._meter.add("internvideo_vision_frames_total", task.embedded)
         for i, part in enumerate(parts):
             if part.key is not None:
                 self._cache.count(hit=i not in made)

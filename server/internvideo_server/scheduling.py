@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .errors import ErrorCode, ServingError
 from .limits import TOKENS_PER_FRAME
-from .metrics import Meter
 from .video import FRAME_SIZE, FrameBuffer
 from .vision import Stopped
 from .vision._config import FRAMES_PER_GROUP
@@ -69,6 +68,7 @@ class Task:
         self.kept: Tensor | None = None  # a copy of the rows, where one was asked for
         self.failed: str | None = None  # no exception: its traceback would hold the frames; "": nobody wanted it any more
         self.count, self.next, self.flying = count, 0, 0  # frames: all, the first that no chunk took, those in chunks under way
+        self.seconds, self.embedded = 0.0, 0  # its share of the chunks' time, and the frames that went through
         self.done = threading.Event()
 
     def result(self) -> Tensor | None:
@@ -125,11 +125,10 @@ class TowerQueue:
 
     Args:
         model: The tower.
-        meter: Counts frames, and the seconds in which the tower had work.
     """
 
-    def __init__(self, model: ChunkModel, meter: Meter) -> None:
-        self._model, self._meter = model, meter
+    def __init__(self, model: ChunkModel) -> None:
+        self._model = model
         self._free = [_Slot(model) for _ in range(_AHEAD if model.device.type == "cuda" else 1)]
         self._flying: deque[_Chunk] = deque()
         self._changed = threading.Condition()  # guards the two below
@@ -271,11 +270,11 @@ class TowerQueue:
             chunk.failed = chunk.failed or f"{type(error).__name__}: {error}"
         self._free.append(chunk.slot)
         now = time.monotonic()
-        self._meter.add("internvideo_vision_seconds_total", now - max(chunk.began, self._last_end))
+        seconds_a_frame = (now - max(chunk.began, self._last_end)) / chunk.count
         self._last_end = now
-        if chunk.failed is None:
-            self._meter.add("internvideo_vision_frames_total", chunk.count)
         for task, _, count in chunk.parts:
+            task.seconds += seconds_a_frame * count
+            task.embedded += count if chunk.failed is None else 0
             task.flying -= count
             if chunk.failed is not None and task.failed is None:
                 task.failed = chunk.failed

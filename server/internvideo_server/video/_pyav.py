@@ -17,14 +17,15 @@ from types import TracebackType
 
 import av
 import av.error
-from av.video.reformatter import Interpolation
-from PIL import Image
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from internvideo_server.errors import ServingError, invalid
 from internvideo_server.video._packets import PacketTable, Segment
 from internvideo_server.video._probe import check, damaged, open_video
 from internvideo_server.video._reader import Take
 from internvideo_server.video._request import DecodeLimits
+from internvideo_server.video._resize import Pixels
 
 _PICTURES_PER_DECODER = 24  # references, delay, and what waits for the resize
 _DECODERS_BYTES = 1 << 30
@@ -32,7 +33,7 @@ Opened = tuple[av.container.InputContainer, av.VideoStream]
 
 # Decoders that take note of skip_frame from packet to packet (libdav1d only when it is opened).
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg2video", "mpeg4")
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+_conversion = threading.local()  # its tables are kept from frame to frame, by one thread
 
 
 class PyavReader:
@@ -81,7 +82,7 @@ class PyavReader:
                     while not failed.is_set() and (segment := next(queue, None)):  # (atomic on a list's iterator)
                         for shown, frame in decoder.frames(segment):
                             for number in numbers[shown]:
-                                take(number, partial(_image, frame))
+                                take(number, partial(_pixels, frame))
             except BaseException:
                 failed.set()
                 raise
@@ -181,13 +182,16 @@ class _Decoder:
         self._stream.codec_context.thread_count = self._threads
 
 
-def _image(frame: av.VideoFrame) -> Image.Image:
-    """An RGB image, turned as players show it."""
-    rgb = frame.reformat(format="rgb24", interpolation=Interpolation.BICUBIC)
+def _pixels(frame: av.VideoFrame) -> Pixels:
+    """An RGB picture, turned as players show it, in the memory of FFmpeg's frame."""
+    if not hasattr(_conversion, "reformatter"):
+        _conversion.reformatter = VideoReformatter()
+    rgb = _conversion.reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
     plane = rgb.planes[0]
-    image = Image.frombytes("RGB", (rgb.width, rgb.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
-    turn = _TURNS.get(frame.rotation % 360)
-    return image if turn is None else image.transpose(turn)
+    rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+    pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+    turns, skew = divmod(frame.rotation % 360, 90)
+    return pixels if skew else np.rot90(pixels, turns)
 
 
 def _unreadable(frames: list[int], of: int) -> ServingError:

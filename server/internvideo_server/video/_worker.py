@@ -25,7 +25,7 @@ import av.logging
 from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.video._frames import decode_image, decode_video
 from internvideo_server.video._request import FRAME_BYTES, DecodeLimits
-from internvideo_server.video._resize import Planes
+from internvideo_server.video._resize import Planes, load_compiled
 from internvideo_server.video._sampling import Sampling
 from internvideo_server.video._sniff import HEAD_BYTES
 
@@ -42,6 +42,7 @@ def main() -> None:
     _quiet()
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(control, jobs), daemon=True).start()
+    threading.Thread(target=load_compiled, daemon=True).start()
     control.send(json.dumps({"ready": os.getpid()}).encode())
     while True:
         request, medium_fd, buffer_fd = jobs.get()
@@ -79,7 +80,7 @@ def _receive(control: socket.socket, jobs: queue.SimpleQueue[_Job]) -> None:
 def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: DecodeLimits) -> dict[str, Any]:
     def write(place: int, planes: Planes) -> None:
         """Into the file: the pages of a fresh mapping would cost a fault each."""
-        os.pwritev(buffer_fd, planes, (request["skip_frames"] + place) * FRAME_BYTES)
+        os.pwrite(buffer_fd, planes.data, (request["skip_frames"] + place) * FRAME_BYTES)
 
     path, head = f"/proc/self/fd/{medium_fd}", os.pread(medium_fd, HEAD_BYTES, 0)
     try:
