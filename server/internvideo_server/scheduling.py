@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -23,6 +24,7 @@ from .vision import Stopped
 from .vision._config import FRAMES_PER_GROUP
 
 _log = logging.getLogger(__name__)
+_READERS = 4  # threads that copy a chunk's frames into page-locked memory: one alone reaches 4 GB/s (docs/performance.md)
 _AHEAD = 2  # chunks on the GPU's queue: the next one's frames are fetched while one runs
 
 Frames = Tensor | FrameBuffer  # a tensor is uint8 [T, 3, 448, 448] on any device
@@ -129,6 +131,7 @@ class TowerQueue:
 
     def __init__(self, model: ChunkModel) -> None:
         self._model = model
+        self._readers = ThreadPoolExecutor(_READERS, "frames") if model.device.type == "cuda" else None
         self._free = [_Slot(model) for _ in range(_AHEAD if model.device.type == "cuda" else 1)]
         self._flying: deque[_Chunk] = deque()
         self._changed = threading.Condition()  # guards the two below
@@ -174,6 +177,8 @@ class TowerQueue:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        if self._readers is not None:
+            self._readers.shutdown()
 
     @torch.inference_mode()
     def _run(self) -> None:
@@ -249,7 +254,7 @@ class TowerQueue:
         for task, first, count in chunk.parts:
             place = chunk.slot.frames[at : at + count]
             if isinstance(task.frames, FrameBuffer):
-                task.frames.read(first, place.numpy())
+                self._read(task.frames, first, place)
             elif task.frames is not None and task.frames.is_cuda:
                 on_device[at] = task.frames[first : first + count]
             elif task.frames is not None:
@@ -261,6 +266,14 @@ class TowerQueue:
             for at, part in on_device.items():
                 gathered[at : at + len(part)].copy_(part, non_blocking=True)
         return gathered
+
+    def _read(self, frames: FrameBuffer, first: int, place: Tensor) -> None:
+        if self._readers is None:
+            frames.read(first, place.numpy())
+            return
+        step = -(-len(place) // _READERS)
+        parts = [(first + at, place[at : at + step].numpy()) for at in range(0, len(place), step)]
+        list(self._readers.map(lambda part: frames.read(*part), parts))
 
     def _finish(self, chunk: _Chunk) -> None:
         try:
