@@ -2,8 +2,8 @@
 
 ``python benchmarks/handoff.py --baseline``: two models in the real tritonserver, with nothing in them but the handing over. The
 clock runs from bytes that the first one has (frames in shared memory, as a decoder left them; rows on its GPU) to bytes on the
-second one's device, checked there. ``--others`` measures the ways that were tried and not taken, too. Without a GPU the device is
-the CPU.
+second one's device, checked there. The profiler counts what crosses the host in both models' processes. ``--others`` measures the
+ways that were tried and not taken, too. Without a GPU the device is the CPU.
 """
 
 from __future__ import annotations
@@ -74,13 +74,14 @@ def main(
     repeats: Annotated[int, typer.Option()] = 15,
     baseline: Annotated[bool, typer.Option("--baseline", help="run the old method too")] = False,
     others: Annotated[bool, typer.Option("--others", help="run the ways that were not taken")] = False,
+    sender_gpu: Annotated[int, typer.Option(help="of the first model, as --vit-device cuda:1 puts the tower")] = 0,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
     """Measure, print the table, and write it where a name is given."""
     counts = counts or [8, 16, 64, 80, 128, 256, 512]
     ways = {**KEPT, **(OLD if baseline else {}), **(OTHERS if others else {})}
     machine, rows = surroundings("torch", "numpy", "tritonclient"), []
-    with tempfile.TemporaryDirectory() as directory, Server(Path(directory)) as server:
+    with tempfile.TemporaryDirectory() as directory, Server(Path(directory), sender_gpu) as server:
         with grpcclient.InferenceServerClient(server.url) as client:
             for count in counts:
                 for way in sorted(ways) if CUDA else sorted(way for way in ways if "GPU tensor" not in way):
@@ -88,7 +89,7 @@ def main(
     typer.echo("\n".join(table(rows)))
     if name:
         options = " ".join(f"--frames {count}" for count in counts) + f" --repeats {repeats}"
-        options += " --baseline" * baseline + " --others" * others
+        options += " --baseline" * baseline + " --others" * others + f" --sender-gpu {sender_gpu}" * (sender_gpu > 0)
         device = torch.cuda.get_device_name() if CUDA else "the CPU"
         notes = (
             f"To {device}. Median of {repeats} after 3 for warming up; `arrived`: the receiver's turn came; `on device`: all is "
@@ -108,6 +109,7 @@ def measure(client: grpcclient.InferenceServerClient, way: str, count: int, repe
         for key, kind in (("WAY", "BYTES"), ("FRAMES", "INT32"))
     ]
     runs = [client.infer("way", inputs).as_numpy("MS") for _ in range(repeats + 3)][3:]
+    crossed = profile(client, inputs) if CUDA else [0.0, 0.0, 0.0]
     arrived, done, first = (statistics.median(float(run[i]) for run in runs) for i in range(3))
     return {
         "frames": count,
@@ -116,19 +118,37 @@ def measure(client: grpcclient.InferenceServerClient, way: str, count: int, repe
         "on device ms": done,
         "slowest ms": max(float(run[1]) for run in runs),
         "first ms": first or "-",
+        "MB to host": crossed[0],
+        "MB from host": crossed[1],
+        "MB between GPUs": crossed[2],
     }
+
+
+def profile(client: grpcclient.InferenceServerClient, inputs: list[grpcclient.InferInput]) -> list[float]:
+    """Megabytes of one request's copies to the host, from it, and between GPUs, in both models."""
+    count = grpcclient.InferInput("FRAMES", [1], "INT32").set_data_from_numpy(np.array([0], np.int32))
+
+    def control(word: str) -> list[float]:
+        way = grpcclient.InferInput("WAY", [1], "BYTES").set_data_from_numpy(np.array([word.encode()], dtype=object))
+        values: list[float] = client.infer("way", [way, count]).as_numpy("MS").tolist()
+        return values
+
+    control("profile: start")
+    client.infer("way", inputs)
+    return control("profile: stop")
 
 
 class Server:
     """tritonserver with the two models."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, sender_gpu: int) -> None:
         triton = find_tritonserver()
         repository = directory / "models"
         for model in ("sender", "receiver"):
             (repository / model / "1").mkdir(parents=True)
             shutil.copy(HERE / "handoff_models" / model / "config.pbtxt", repository / model)
             shutil.copy(HERE / "handoff_models" / model / "model.py", repository / model / "1")
+            shutil.copy(HERE / "handoff_models" / "profiled.py", repository / model / "1")
         (repository / "way" / "1").mkdir(parents=True)
         (repository / "way" / "config.pbtxt").write_text(ENSEMBLE)
         (directory / "none").mkdir()
@@ -139,8 +159,9 @@ class Server:
         self._command += ["--disable-auto-complete-config", *(f"{flag}={port}" for flag, port in ports.items())]
         self._command += [f"--backend-config=python,shm-region-prefix-name=handoff_{os.getpid()}_"]
         if CUDA:
-            self._command.append(f"--cuda-memory-pool-byte-size=0:{1 << 30}")
-        self._environment, self._log = triton.environment(os.environ), directory / "log"
+            self._command += [f"--cuda-memory-pool-byte-size={gpu}:{1 << 30}" for gpu in {0, sender_gpu}]
+        self._environment = triton.environment({**os.environ, "HANDOFF_SENDER": f"cuda:{sender_gpu}"})
+        self._log = directory / "log"
 
     def __enter__(self) -> Server:
         with self._log.open("w") as log:

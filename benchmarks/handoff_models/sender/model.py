@@ -9,17 +9,21 @@ import time
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from profiled import Profiler
 
 FRAME_BYTES = 3 * 448 * 448
 ROWS_BYTES = 16 * 4096 * 2  # of a frame, bfloat16
 MOST = 512
 CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
+DEVICE = os.environ.get("HANDOFF_SENDER", "cuda:0") if CUDA else "cpu"
 NOTHING = np.zeros(0, np.uint8)
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        if CUDA:
+            torch.cuda.set_device(DEVICE)
+        self._profiler = Profiler()
         self._staging = torch.empty(MOST * FRAME_BYTES if CUDA else 1, dtype=torch.uint8, pin_memory=CUDA)
         self._region = torch.empty(MOST * ROWS_BYTES, dtype=torch.uint8, device=DEVICE)
         self._shm = f"/dev/shm/handoff-{os.getppid()}"
@@ -37,6 +41,12 @@ class TritonPythonModel:
     def _answer(self, request):
         way = pb_utils.get_input_tensor_by_name(request, "WAY").as_numpy()[0].decode()
         count = int(pb_utils.get_input_tensor_by_name(request, "FRAMES").as_numpy()[0])
+        if way.startswith("profile"):
+            copies = self._profiler.start() if way == "profile: start" else self._profiler.stop()
+            sent = json.dumps({"way": way, "copies": copies})
+            return pb_utils.InferenceResponse(
+                [pb_utils.Tensor("THING", NOTHING), pb_utils.Tensor("SENT", np.array([sent.encode()], dtype=object))]
+            )
         send = self._frames if way.startswith("frames") else self._rows
         began, thing = send(way, count)
         sent = json.dumps({"way": way, "frames": count, "began": began, "shm": self._shm})

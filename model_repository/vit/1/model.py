@@ -27,8 +27,10 @@ class TritonPythonModel:
         """Load the vision part of the checkpoint, and make the regions."""
         settings = parameters(args)
         limits = EngineLimits.from_engine_dir(Path(settings["engine_dir"]))
-        dtype = getattr(torch, settings["dtype"])
-        model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), settings["device"], dtype)
+        dtype, device = getattr(torch, settings["dtype"]), torch.device(settings["device"])
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # page-locked memory takes a context on the current one
+        model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), device, dtype)
         if (settings["dtype"], model.hidden_size) != (limits.dtype, limits.hidden_size):
             raise pb_utils.TritonModelException(
                 f"vit makes {settings['dtype']} rows of {model.hidden_size}, the engine takes {limits.dtype} rows of "
