@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from internvideo_server.vision import VisionModel
-from internvideo_server.vision.merging import closest_odd, merge_into
+from internvideo_server.vision.merging import average, choose, closest_odd, merge_metric, metric_of
 from internvideo_server.vision.tower import normalise, pixel_shuffle
 
 TOLERANCE = 5e-5  # float32 noise of another order of summation
@@ -79,12 +79,12 @@ def test_tower_output_is_the_originals(shared_dir: Path, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_clear_merge_choices_and_merged_tokens_are_the_originals(golden: Golden, device: str) -> None:
     model = VisionModel.from_checkpoint(golden.model, device, torch.float32)
-    x = groups_of(tower_tokens(model, golden.frames))
-    sizes = torch.ones(*x.shape[:2], 1, device=device)
+    tokens = groups_of(tower_tokens(model, golden.frames))
+    metric = metric_of(tokens, model.config.merge_heads)
     for theirs, gap in golden.choices():
-        ours = closest_odd(x, model.config.merge_heads).cpu()
-        assert torch.equal(ours[gap >= CLEAR], theirs[gap >= CLEAR])
-        x, sizes = merge_into(x, sizes, theirs.to(device))  # impose theirs: an unclear one must not spread
+        assert torch.equal(closest_odd(metric).cpu()[gap >= CLEAR], theirs[gap >= CLEAR])
+        metric = merge_metric(metric, theirs.to(device))  # impose theirs: an unclear one must not spread
+    x = average(tokens, [theirs.to(device) for theirs, _ in golden.choices()], 64)
     torch.testing.assert_close(x.cpu(), golden.array("merged"), atol=TOLERANCE, rtol=0)
     with torch.inference_mode():
         rows = model.projector(x).cpu()
@@ -97,14 +97,12 @@ def test_embeddings_are_the_originals_in_groups_with_its_choices(golden: Golden,
     rows = model.embed(golden.frames)
     assert torch.equal(model.embed(golden.frames), rows), "the same frames must give the same bits"
 
-    x = groups_of(tower_tokens(model, golden.frames))
-    sizes, equal = torch.ones(*x.shape[:2], 1, device=device), torch.ones(len(x), dtype=torch.bool)
-    for theirs, _ in golden.choices():
-        ours = closest_odd(x, model.config.merge_heads)
-        equal &= (ours.cpu() == theirs).all(1)
-        x, sizes = merge_into(x, sizes, ours)
+    metric = metric_of(groups_of(tower_tokens(model, golden.frames)), model.config.merge_heads)
+    ours = choose(metric, 64)
+    equal = torch.stack([(a.cpu() == b).all(1) for a, (b, _) in zip(ours, golden.choices(), strict=True)]).all(0)
     assert bool(equal.any()), "no group to compare"
-    ours_by_group, theirs_by_group = rows.cpu().view(len(x), 64, -1), golden.array("vision_embeddings").view(len(x), 64, -1)
+    ours_by_group, theirs_by_group = rows.cpu().view(-1, 64, rows.shape[1]), golden.array("vision_embeddings")
+    theirs_by_group = theirs_by_group.view(ours_by_group.shape)
     torch.testing.assert_close(ours_by_group[equal], theirs_by_group[equal], atol=TOLERANCE, rtol=0)
 
 
@@ -116,10 +114,7 @@ def test_bfloat16_stays_close_to_the_originals_float32(shared_dir: Path, device:
     cosine = torch.cosine_similarity(tokens.cpu(), golden.array("vit"), dim=2)
     assert cosine.min() > 0.999
 
-    x = groups_of(tokens)
-    sizes = torch.ones(*x.shape[:2], 1, device=device)
-    for theirs, _ in golden.choices():
-        x, sizes = merge_into(x, sizes, theirs.to(device))
+    x = average(groups_of(tokens), [theirs.to(device) for theirs, _ in golden.choices()], 64)
     assert torch.cosine_similarity(x.cpu(), golden.array("merged"), dim=2).min() > 0.999
 
     rows = model.embed(golden.frames)

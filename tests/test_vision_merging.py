@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from internvideo_server.vision.merging import closest_odd, merge_into, merge_tokens
+from internvideo_server.vision.merging import average, choose, closest_odd, merge_metric, merge_tokens, metric_of
 
 
 def loop_merge(tokens: Tensor, heads: int, target: int) -> tuple[list[list[float]], float]:
@@ -55,18 +55,31 @@ def test_equal_similarities_go_to_the_first_odd_token(data: st.DataObject) -> No
     x = torch.eye(channels)[places].repeat(1, 2).unsqueeze(0)  # two equal heads
     odd = places[1::2]
     expected = [odd.index(place) if place in odd else 0 for place in places[0::2]]
-    assert closest_odd(x, heads=2).tolist() == [expected]
+    assert closest_odd(metric_of(x, heads=2)).tolist() == [expected]
 
 
 @given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=30)
 def test_every_token_counts_once(groups: int, rounds: int, seed: int) -> None:
-    tokens = torch.randn(groups, 4 * 2**rounds, 6, generator=torch.Generator().manual_seed(seed))
-    x, sizes = tokens, torch.ones(*tokens.shape[:2], 1)
-    for _ in range(rounds):
-        x, sizes = merge_into(x, sizes, closest_odd(x, 3))
-    assert torch.equal(sizes.sum(1), torch.full((groups, 1), float(tokens.shape[1])))
-    torch.testing.assert_close((x * sizes).sum(1), tokens.sum(1), atol=1e-4, rtol=1e-4)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(groups, 4 * 2**rounds, 6, generator=generator)
+    choices = choose(metric_of(tokens, 3), 4)
+    # Averages of one-hot tokens are each token's share in each place.
+    shares = average(torch.eye(tokens.shape[1]).expand(groups, -1, -1), choices, 4)  # [groups, 4, P]
+    sizes = 1 / shares.amax(2, keepdim=True)
+    assert torch.equal((shares * sizes).round().sum(1), torch.ones(groups, tokens.shape[1]))
+    torch.testing.assert_close((merge_tokens(tokens, 3, 4) * sizes).sum(1), tokens.sum(1), atol=1e-4, rtol=1e-4)
+
+
+def test_the_metric_of_merged_tokens_is_the_merged_metric() -> None:
+    tokens = torch.randn(2, 32, 12, generator=torch.Generator().manual_seed(9))
+    metric = metric_of(tokens, 3)
+    choices = choose(metric, 8)
+    for choice in choices:
+        metric = merge_metric(metric, choice)
+    unit = torch.nn.functional.normalize(metric, dim=2)
+    expected = torch.nn.functional.normalize(metric_of(average(tokens, choices, 8), 3), dim=2)
+    torch.testing.assert_close(unit, expected, atol=1e-6, rtol=0)
 
 
 def test_groups_do_not_touch_each_other() -> None:
@@ -83,7 +96,7 @@ def test_choices_of_bfloat16_tokens_are_made_in_float32() -> None:
     assert merged.dtype == torch.float32
     assert torch.equal(merged, merge_tokens(tokens.to(torch.float32), 4, 16))
     # The test has teeth: similarities in bfloat16 choose otherwise.
-    differing = closest_odd(tokens, 4) != closest_odd(tokens.to(torch.float32), 4)
+    differing = closest_odd(metric_of(tokens, 4).to(torch.bfloat16)) != closest_odd(metric_of(tokens, 4))
     assert differing.float().mean() > 0.01
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import internvideo_server.vision as vision
 from internvideo_server.checkpoint import CheckpointError
 from internvideo_server.vision import Stopped, VisionConfig, VisionModel
-from internvideo_server.vision.merging import closest_odd, merge_into
+from internvideo_server.vision.merging import average, choose, metric_of
 from internvideo_server.vision.tower import VisionTower, make_projector, normalise, pixel_shuffle
 
 # 16 x 16 patches -> 64 tokens a frame -> two rounds of merging. All sizes differ, so that none can stand for another.
@@ -219,10 +219,8 @@ def test_half_precision_stays_close_to_float32(checkpoint: Path, dtype: torch.dt
         ours, theirs = half.tower(pixels.to(dtype)).float(), exact.tower(pixels)
         assert torch.cosine_similarity(ours, theirs, dim=2).min() > least
         x, y = (pixel_shuffle(tokens, 16).reshape(2, 256, 48) for tokens in (ours, theirs))
-        sizes_x = sizes_y = torch.ones(2, 256, 1)
-        for _ in range(2):  # choices flip on rounding alone, so float32's are imposed
-            choice = closest_odd(y, 6)
-            (x, sizes_x), (y, sizes_y) = merge_into(x, sizes_x, choice), merge_into(y, sizes_y, choice)
+        choices = choose(metric_of(y, 6), 64)  # choices flip on rounding alone, so float32's are imposed
+        x, y = average(x, choices, 64), average(y, choices, 64)
         projected, reference = half.projector(x.to(dtype)).float(), exact.projector(y)
     assert torch.cosine_similarity(x, y, dim=2).min() > least
     assert torch.cosine_similarity(projected, reference, dim=2).min() > least

@@ -13,7 +13,7 @@ from build_scripts._demo.language_model import LanguageModel
 from build_scripts._demo.scene import COLOUR_NAMES, SHAPES
 from internvideo_server.vision import TOKENS_PER_FRAME, VisionConfig
 from internvideo_server.vision._config import FRAMES_PER_GROUP
-from internvideo_server.vision.merging import closest_odd, merge_into
+from internvideo_server.vision.merging import merge_tokens
 from internvideo_server.vision.tower import VisionTower, make_projector, normalise, pixel_shuffle
 
 DEMO = Dimensions(
@@ -74,13 +74,7 @@ class DemoModel(nn.Module):
     def _merged(self, x: Tensor) -> Tensor:
         """The project's merging; the choice of partners has no gradient, their means do."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            sizes = x.new_ones(*x.shape[:2], 1)
-            while x.shape[1] > FRAMES_PER_GROUP * TOKENS_PER_FRAME:
-                with torch.no_grad():
-                    choice = closest_odd(x, self.config.merge_heads)
-                x, sizes = merge_into(x, sizes, choice)
-        return x
+            return merge_tokens(x.float(), self.config.merge_heads, FRAMES_PER_GROUP * TOKENS_PER_FRAME)
 
     def forward(self, ids: Tensor, seen: Tensor, positions: Tensor, mask: Tensor, visual: Tensor | None) -> Tensor:
         """Hidden states of packed sequences.
