@@ -257,7 +257,7 @@ class _Flight:
 
 def _frame_rows(frames: Frames) -> int:
     count = frames.frame_count if isinstance(frames, FrameBuffer) else len(frames)
-    if count % FRAMES_PER_GROUP:
+    if count == 0 or count % FRAMES_PER_GROUP:
         raise invalid(f"the number of frames must be a multiple of {FRAMES_PER_GROUP}, got {count}", "frames")
     return count * TOKENS_PER_FRAME
 

@@ -40,7 +40,9 @@ class TritonPythonModel:
         size = int(settings["cuda_region_bytes"]) or limits.max_rows * limits.hidden_size * dtype.itemsize
         regions = RegionPool(count, size, settings["cuda_region_prefix"], model.device, meter)
         workers = 2 * count  # a request whose embeddings are here needs no region, and must not wait behind those that do
-        self._embedder = Embedder(model, regions, int(settings["embedding_cache_bytes"]), meter, workers + queue or math.inf)
+        self._embedder = Embedder(
+            model, regions, int(settings["embedding_cache_bytes"]), meter, workers + queue if queue else math.inf
+        )
         self._leases = LeaseServer(self._embedder.leases, self._embedder.parcels, socket_name())
         self._pool = WorkerPool(
             "vit",

@@ -82,7 +82,7 @@ class LeaseServer:
                     _log.warning("a question about embeddings failed: %r", error)
 
     def _answer(self, client: socket.socket) -> list[bool]:
-        message, fds, _, _ = socket.recv_fds(client, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
+        message, fds, _, _ = socket.recv_fds(client, _MESSAGE_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         received = [FrameBuffer(fd) for fd in fds]  # which close what is not kept
         question = json.loads(message)
         ticket, request_id, deadline = question["ticket"], question["request_id"], question["deadline"]
