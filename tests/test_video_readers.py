@@ -16,7 +16,7 @@ from internvideo_server.video._decord import DecordReader
 from internvideo_server.video._packets import PacketTable
 from internvideo_server.video._passes import compiled
 from internvideo_server.video._probe import open_video
-from internvideo_server.video._pyav import PyavReader
+from internvideo_server.video._pyav import PyavReader, _pixels
 from internvideo_server.video._reader import Reader
 from internvideo_server.video._request import DecodeLimits
 from internvideo_server.video._resize import Resizers, by_pillow
@@ -211,3 +211,25 @@ def test_a_fault_while_resizing_ends_the_reading() -> None:
     with Resizers(2, written.__setitem__) as resizers:
         resizers.submit(lambda: scene(0, 0, 64, 48), [3, 5])
     assert sorted(written) == [3, 5]
+
+
+@pytest.mark.parametrize(("samples", "of_the_gpu"), [("yuv420p", "nv12"), ("yuv420p10le", "p010le")])
+def test_the_gpus_order_of_samples_gives_the_same_pixels(samples: str, of_the_gpu: str) -> None:
+    frame = av.VideoFrame.from_ndarray(scene(0, 0.4, 98, 66), "rgb24").reformat(format=samples)
+    back = frame.reformat(format=of_the_gpu).reformat(format=samples)
+    assert np.array_equal(_pixels(back), _pixels(frame))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FILES)
+def test_a_gpu_gives_the_frames_of_the_cpu(name: str) -> None:
+    path = DATA / name
+    container = video_container(path.read_bytes()[:HEAD_BYTES])
+    assert container
+    on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 2)
+    on_cpu = open_reader(name, 2)
+    for wanted in (list(range(on_cpu.frame_count)), [on_cpu.frame_count // 2]):
+        expected, found = read(on_cpu, wanted), read(on_gpu, wanted)
+        assert all(np.array_equal(found[number], expected[number]) for number in wanted)
+        on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 1)
+        on_cpu = open_reader(name, 1)
