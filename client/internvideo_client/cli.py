@@ -223,8 +223,9 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table("stage", "time", title=f"{usage['prompt_tokens']} prompt tokens, {usage['completion_tokens']} generated")
     names = {
         "start_up_s": "start of the server",
-        "preprocessing_s": "preprocessing (decode, sample, resize)",
-        "vit_s": "vision tower and merging",
+        "fetch_s": "fetching and hashing the video",
+        "decode_s": "decoding, sampling, resizing",
+        "vision_s": "vision tower and merging",
         "first_token_s": "question to first token",
         "total_s": "question to last token",
     }
