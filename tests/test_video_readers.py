@@ -157,7 +157,7 @@ def test_a_file_whose_sampled_frames_are_damaged_is_refused(name: str, tmp_path:
 
 
 def by_the_book(frame: np.ndarray) -> np.ndarray:
-    """Pillow's bicubic resize of [height, width, 3], horizontal then vertical, in numpy's integers."""
+    """Pillow's bicubic resize of [height, width, 3], horizontal then vertical; float64 holds its integers and sums them fast."""
 
     def weights(size: int) -> np.ndarray:  # [448, size]
         scale, rows = size / 448, np.zeros((448, size))
@@ -170,13 +170,13 @@ def by_the_book(frame: np.ndarray) -> np.ndarray:
             far = (((x - 5) * x + 8) * x - 4) * -0.5
             taps = np.where(x < 1, near, np.where(x < 2, far, 0.0))
             rows[i, low:high] = taps / sum(taps.tolist())
-        return np.trunc(rows * 2**22 + np.copysign(0.5, rows)).astype(np.int64)
+        return np.trunc(rows * 2**22 + np.copysign(0.5, rows))
 
     def along(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-        return np.clip((np.tensordot(kernel, values, 1) + (1 << 21)) >> 22, 0, 255)
+        return np.clip((np.tensordot(kernel, values, 1).astype(np.int64) + (1 << 21)) >> 22, 0, 255).astype(np.float64)
 
     height, width, _ = frame.shape
-    across = along(frame.transpose(1, 0, 2).astype(np.int64), weights(width))  # [448, height, 3]
+    across = along(frame.transpose(1, 0, 2).astype(np.float64), weights(width))  # [448, height, 3]
     return along(across.transpose(1, 0, 2), weights(height)).astype(np.uint8)  # [448, 448, 3]
 
 
@@ -213,10 +213,10 @@ def test_a_fault_while_resizing_ends_the_reading() -> None:
     assert sorted(written) == [3, 5]
 
 
-@pytest.mark.parametrize(("samples", "of_the_gpu"), [("yuv420p", "nv12"), ("yuv420p10le", "p010le")])
-def test_the_gpus_order_of_samples_gives_the_same_pixels(samples: str, of_the_gpu: str) -> None:
-    frame = av.VideoFrame.from_ndarray(scene(0, 0.4, 98, 66), "rgb24").reformat(format=samples)
-    back = frame.reformat(format=of_the_gpu).reformat(format=samples)
+@pytest.mark.parametrize("width", [96, 98, 360, 362])
+def test_the_gpus_order_of_samples_gives_the_same_pixels(width: int) -> None:
+    frame = av.VideoFrame.from_ndarray(scene(0, 0.4, width, 66), "rgb24").reformat(format="yuv420p")
+    back = frame.reformat(format="nv12").reformat(format="yuv420p", threads=1)
     assert np.array_equal(_pixels(back), _pixels(frame))
 
 

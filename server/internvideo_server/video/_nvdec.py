@@ -15,7 +15,7 @@ from av.codec.hwaccel import HWAccel
 from av.video.reformatter import ColorRange
 
 _CODECS = ("h264", "hevc", "vp8", "vp9")
-_PLANAR = {"nv12": "yuv420p", "p010le": "yuv420p10le"}  # NVDEC's order of samples -> that of the CPU's decoders
+_SAMPLES = "yuv420p"  # 10 bit stays on the CPU: swscale (8.1) errs now and then when it reorders it at odd widths
 _ONE_CONTEXT: dict[str, object] = {"primary_ctx": "1"}  # for all decoders of a process
 
 
@@ -39,11 +39,11 @@ def accelerator() -> HWAccel:
 
 def takes(codec: av.VideoCodecContext) -> bool:
     """Whether a stream's frames come out of the GPU as they come out of the CPU."""
-    return codec.name in _CODECS and codec.pix_fmt in _PLANAR.values() and codec.color_range != ColorRange.JPEG
+    return codec.name in _CODECS and codec.pix_fmt == _SAMPLES and codec.color_range != ColorRange.JPEG
 
 
 def download(frame: av.VideoFrame) -> av.VideoFrame:
     """A frame in the CPU's memory and order of samples. Decoders have few pictures on the GPU: do not let it wait."""
     if frame.sw_format is None:
         return frame  # of the CPU: so is a stream that the GPU did not take
-    return frame.reformat(format=_PLANAR[frame.sw_format.name])
+    return frame.reformat(format=_SAMPLES, threads=1)
