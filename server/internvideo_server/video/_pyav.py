@@ -21,6 +21,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from internvideo_server.errors import ServingError, invalid
+from internvideo_server.video import _nvdec
 from internvideo_server.video._packets import PacketTable, Segment
 from internvideo_server.video._probe import check, damaged, open_video
 from internvideo_server.video._reader import Take
@@ -51,6 +52,7 @@ class PyavReader:
                 opened.pop_all()
         except av.error.FFmpegError as error:
             raise damaged(error) from None
+        self._on_gpu = limits.reader == "nvdec" and _nvdec.takes(stream.codec_context)
         self._opened = file, stream  # the first decoder's
         picture = stream.codec_context.width * stream.codec_context.height * 3 // 2
         self._most_decoders = max(1, _DECODERS_BYTES // (_PICTURES_PER_DECODER * max(1, picture)))
@@ -77,8 +79,9 @@ class PyavReader:
 
         def work(number_of_decoder: int) -> None:
             try:
-                opened = None if number_of_decoder else self._opened
-                with _Decoder(self._path, self._container, self._table, self._threads // decoders, opened) as decoder:
+                opened = None if number_of_decoder or self._on_gpu else self._opened
+                threads = self._threads // decoders
+                with _Decoder(self._path, self._container, self._table, threads, self._on_gpu, opened) as decoder:
                     while not failed.is_set() and (segment := next(queue, None)):  # (atomic on a list's iterator)
                         for shown, frame in decoder.frames(segment):
                             for number in numbers[shown]:
@@ -99,10 +102,11 @@ class PyavReader:
 class _Decoder:
     """A file and a decoder of its own for one thread."""
 
-    def __init__(self, path: str, container: str, table: PacketTable, threads: int, opened: Opened | None) -> None:
+    def __init__(self, path: str, container: str, table: PacketTable, threads: int, on_gpu: bool, opened: Opened | None) -> None:
         self._path, self._container, self._table, self._threads = path, container, table, threads
+        self._on_gpu = on_gpu
         self._at_start = opened is None
-        self._use(opened or open_video(path, container))
+        self._use(opened or self._open())
 
     def __enter__(self) -> _Decoder:
         return self
@@ -123,7 +127,7 @@ class _Decoder:
             for number, frame in self._decode(first, segment.last, missing):
                 if number in missing and not frame.is_corrupt:
                     missing.discard(number)
-                    yield number, frame
+                    yield number, _nvdec.download(frame)
             if not missing:
                 return
         raise _unreadable(sorted(missing), self._table.frame_count)
@@ -166,7 +170,7 @@ class _Decoder:
     def _reopen(self) -> None:
         """Back to the file's start, which not every container can seek to."""
         self._file.close()
-        self._use(open_video(self._path, self._container))
+        self._use(self._open())
 
     def _numbered(self) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
         number = -1
@@ -176,10 +180,13 @@ class _Decoder:
                 number = number if known is None else known  # a frame that is never shown counts with the one before
                 yield number, packet
 
+    def _open(self) -> Opened:
+        return open_video(self._path, self._container, _nvdec.accelerator() if self._on_gpu else None)
+
     def _use(self, opened: Opened) -> None:
         self._file, self._stream = opened
         self._stream.codec_context.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = self._threads
+        self._stream.codec_context.thread_count = 1 if self._on_gpu else self._threads
 
 
 def _pixels(frame: av.VideoFrame) -> Pixels:

@@ -23,6 +23,7 @@ from typing import Any
 import av.logging
 
 from internvideo_server.errors import ErrorCode, ServingError
+from internvideo_server.video import _nvdec
 from internvideo_server.video._frames import decode_image, decode_video
 from internvideo_server.video._request import FRAME_BYTES, DecodeLimits
 from internvideo_server.video._resize import Planes, load_compiled
@@ -39,6 +40,8 @@ def main() -> None:
     settings = json.loads(sys.argv[2])
     limits = DecodeLimits(**settings["limits"])
     _confine(limits)
+    if limits.reader == "nvdec":
+        _nvdec.device()
     _quiet()
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(control, jobs), daemon=True).start()
@@ -56,7 +59,9 @@ def main() -> None:
 
 def _confine(limits: DecodeLimits) -> None:
     """Bound what a hostile file can do to the host."""
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    # CUDA reserves address space for all memory of the host: there, only what can be written to counts.
+    kind = resource.RLIMIT_DATA if limits.reader == "nvdec" else resource.RLIMIT_AS
+    resource.setrlimit(kind, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the server decides
     with contextlib.suppress(OSError):
