@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import AttentionInterface
 from transformers.utils.logging import disable_progress_bar
 
 from ..limits import EngineLimits
+from ._attention import DecodeStep, PackedStep, PagedCache, attend
+from ._graphs import DecodeGraphs
 from ._sampling import RequestSampler, Sampling
 from ._tables import PromptTables
 
@@ -21,8 +25,10 @@ from ._tables import PromptTables
 _TOKENS_PER_BLOCK = 32
 # The scheduler starts no request while less than this share of the cache is free, so that much is added to what the batch needs.
 _SAFETY_MARGIN = 0.15
-# Prompt tokens taken in one step. The manager's mask is [this, whole cache + this], so it must not follow the prompt's length.
-_MAX_STEP_TOKENS = 512
+# Prompt tokens taken in one step: a whole prompt of 160 frames on a GPU; on a CPU others wait too long for it.
+_MAX_STEP_TOKENS = {"cuda": 4096, "cpu": 512}
+_ATTENTION = "internvideo_paged"
+AttentionInterface.register(_ATTENTION, attend)
 
 
 class _ReportingScheduler(FIFOScheduler):
@@ -40,6 +46,71 @@ class _ReportingScheduler(FIFOScheduler):
         for state in dropped:
             self.on_dropped(state.request_id)
         return dropped
+
+
+class _PagedForward:
+    """Stands in for the model's ``forward``: turns the manager's arguments into ours, and decodes through graphs."""
+
+    def __init__(self, model: Any, tables: PromptTables, processor: Any, max_requests: int, max_pages: int) -> None:
+        self._forward, self._tables, self._io = model.forward, tables, processor.inputs_and_outputs
+        self._cache = _layers_of(processor.cache, model.config.num_hidden_layers, _TOKENS_PER_BLOCK)
+        self._graphs = DecodeGraphs(self._decode, self._cache, max_requests, max_pages)
+        with torch.no_grad():
+            self._graphs.warm_up()
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,  # [1, new]
+        position_ids: torch.Tensor,  # [1, new]
+        logits_to_keep: torch.Tensor,  # [rows]
+        block_table: torch.Tensor | None,  # [1, requests, pages] where each request has one new token
+        cu_seq_lens_q: torch.Tensor,
+        cu_seq_lens_k: torch.Tensor | dict[str, torch.Tensor],
+        read_index: list[torch.Tensor],
+        write_index: list[torch.Tensor],
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        self._tables.apply_changes()
+        longest = max(_lengths(self._io, "k").values())
+        if block_table is not None:
+            logits = self._graphs(input_ids[0], position_ids[0], block_table[0], longest)
+            return CausalLMOutputWithPast(logits=logits[None])
+        cu_keys = cu_seq_lens_k if isinstance(cu_seq_lens_k, torch.Tensor) else cu_seq_lens_k["full_attention"]
+        step = PackedStep(
+            self._cache,
+            write=write_index[0],
+            read=read_index[0],
+            cu_queries=cu_seq_lens_q,
+            cu_keys=cu_keys,
+            max_queries=_lengths(self._io, "q"),
+            max_keys=longest,
+        )
+        output: CausalLMOutputWithPast = self._forward(
+            input_ids=input_ids, position_ids=position_ids, logits_to_keep=logits_to_keep, use_cache=False, step=step
+        )
+        return output
+
+    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, step: DecodeStep) -> torch.Tensor:
+        logits: torch.Tensor = self._forward(input_ids=ids[None], position_ids=positions[None], use_cache=False, step=step).logits
+        return logits[0]
+
+
+def _lengths(io: Any, side: str) -> Any:
+    """The longest request's queries ("q") or keys ("k", by kind of attention)."""
+    return getattr(io, f"max_length_{side}" if hasattr(io, "max_length_q") else f"max_seqlen_{side}")  # 5.17's name
+
+
+def _layers_of(cache: Any, layers: int, page_size: int) -> PagedCache:
+    """The manager's cache as tensors of tokens, layer by layer."""
+    if hasattr(cache, "cache_allocators"):
+        (allocator,) = cache.cache_allocators.values()
+        both = [allocator.get_cache_for_block_table(layer) for layer in range(layers)]
+        trash = allocator.write_trash_index
+    else:  # 5.17
+        both = [(cache.key_cache[layer].zero_(), cache.value_cache[layer].zero_()) for layer in range(layers)]  # else garbage
+        trash = cache.write_trash_index
+    keys, values = ([pages.view(-1, *pages.shape[-2:]) for pages in side] for side in zip(*both, strict=True))
+    return PagedCache(keys, values, page_size, trash // page_size)
 
 
 class BatchManager:
@@ -81,17 +152,24 @@ class BatchManager:
                 },  # 5.17's name
                 num_blocks=math.ceil(blocks / (1 - _SAFETY_MARGIN)),
                 safety_margin=_SAFETY_MARGIN,
-                max_batch_tokens=max(_MAX_STEP_TOKENS, limits.max_batch_size),
+                max_batch_tokens=max(_MAX_STEP_TOKENS[device.type], limits.max_batch_size),
                 max_requests_per_batch=limits.max_batch_size,
                 allow_block_sharing=share_prefixes,
                 scheduler_type="reporting",
-                # The sampler looks at each request's tokens before every step: no step may run ahead, none be replayed.
+                # The sampler looks at each request's tokens before every step: no step may run ahead, none be replayed
+                # (the manager's graphs would hold the sampling; ours hold the model alone).
                 use_async_batching=False,
                 use_cuda_graph=False,
             ),
         )
         self._manager.logit_processor.tensors_required = 1  # the list counts only processors that it made itself
+        # The manager knows attention functions by their names: for one that it does not know it makes no masks, but it would
+        # refuse it above. Block tables for steps that only decode are for flash-attn alone; that, too, has been decided.
+        self._model.set_attn_implementation(_ATTENTION)
+        pages = math.ceil(limits.max_seq_len / _TOKENS_PER_BLOCK)
+        self._manager.continuous_batching_config.max_blocks_per_request = pages
         self._manager.warmup()  # without graphs only makes the cache: what does not fit fails here, not in the thread
+        self._model.forward = _PagedForward(self._model, self.tables, self._manager.batch_processor, limits.max_batch_size, pages)
         self._manager.start()
 
     def add(self, request_id: str, ids: list[int], max_new_tokens: int, end_ids: list[int], sampling: Sampling) -> None:

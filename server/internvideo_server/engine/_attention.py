@@ -1,0 +1,197 @@
+"""Attention over the paged KV cache, with torch's own kernels only.
+
+transformers' ``paged|sdpa`` gives every query a mask over the keys of all requests. Here each request sees its own keys alone.
+On CUDA in half precision that is torch's flash attention over packed sequences; elsewhere scaled dot-product attention,
+request by request.
+
+A decoding step reads the cache where it lies: each page is handed to the kernel as a sequence of its own, with the request's
+one query, and the pages' results are joined by their log-sum-exp, as flash decoding splits a long sequence. (The kernel takes
+``starts`` and ``used`` per sequence, so pages need not follow each other. torch 2.11's takes no block table.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """The KV cache of all layers.
+
+    Attributes:
+        keys: [tokens, kv_heads, head_dim] of each layer; token ``page * page_size + i`` is the page's i-th.
+        values: The same for values.
+        page_size: Tokens of a page.
+        trash_page: Nobody reads it: padding writes there.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    page_size: int
+    trash_page: int
+
+    def write(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store [tokens, kv_heads, head_dim] at token positions [tokens]."""
+        self.keys[layer].index_copy_(0, index, key)
+        self.values[layer].index_copy_(0, index, value)
+
+
+@dataclass(frozen=True)
+class PackedStep:
+    """Requests of any number of new tokens, one after the other: a step with a prompt in it.
+
+    Attributes:
+        write: [new] where the new tokens go in the cache.
+        read: [keys] where all keys are, the new ones included; empty: there are no others than the new ones.
+        cu_queries: int32 [requests + 1], each request's first new token.
+        cu_keys: int32 [requests + 1], each request's first key.
+        max_queries: The most new tokens of a request.
+        max_keys: The most keys of a request.
+    """
+
+    cache: PagedCache
+    write: Tensor
+    read: Tensor
+    cu_queries: Tensor
+    cu_keys: Tensor
+    max_queries: int
+    max_keys: int
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Query [new, heads, head_dim], key and value [new, kv_heads, head_dim] -> [new, heads, head_dim]; each sees what is before."""
+        self.cache.write(layer, self.write, key, value)
+        if self.read.numel():
+            key, value = self.cache.keys[layer].index_select(0, self.read), self.cache.values[layer].index_select(0, self.read)
+        if _has_flash(query):
+            return _flash(query, key, value, self.cu_queries, self.cu_keys, self.max_queries, self.max_keys, scale, causal=True)[0]
+        out, queries, keys = torch.empty_like(query), self.cu_queries.tolist(), self.cu_keys.tolist()
+        for i in range(len(queries) - 1):
+            mine, seen = slice(*queries[i : i + 2]), slice(*keys[i : i + 2])
+            out[mine] = _causal(query[mine], key[seen], value[seen], scale)
+        return out
+
+
+class DecodeStep:
+    """One new token of each request.
+
+    Args:
+        positions: Integers [requests] of the new tokens; so many keys are in the cache already.
+        table: Integers [requests, pages], each request's pages in the cache, in order; those after its last are anything.
+    """
+
+    def __init__(self, cache: PagedCache, positions: Tensor, table: Tensor) -> None:
+        size, pages = cache.page_size, table.shape[1]
+        first = torch.arange(pages, device=table.device) * size  # [pages] position of each page's first token
+        table, positions = table.clamp(min=0).long(), positions.long()
+        self._cache = cache
+        self._table = table
+        self._write = table.gather(1, (positions // size)[:, None])[:, 0] * size + positions % size  # [requests]
+        self._used = (positions[:, None] + 1 - first).clamp(0, size)  # [requests, pages] keys of each page
+        self._starts = pad((table * size).flatten(), (0, 1)).to(torch.int32)  # [requests * pages + 1]
+        self._pages = torch.arange(table.numel() + 1, device=table.device, dtype=torch.int32)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Query [requests, heads, head_dim], key and value [requests, kv_heads, head_dim] -> [requests, heads, head_dim]."""
+        self._cache.write(layer, self._write, key, value)
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        grouped = query.unflatten(1, (key.shape[1], -1))  # [requests, kv_heads, group, head_dim]
+        attend = self._by_page if _has_flash(query) else self._gathered
+        return attend(grouped, keys, values, scale).flatten(1, 2)
+
+    def _by_page(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        (requests, pages), group = self._table.shape, query.shape[2]
+        packed = query.transpose(1, 2)[:, None].expand(-1, pages, -1, -1, -1).flatten(0, 2)  # a page's group is its queries
+        used = self._used.flatten().to(torch.int32)
+        cu = self._pages * group
+        out, lse = _flash(packed, keys, values, cu, self._starts, group, self._cache.page_size, scale, causal=False, used=used)
+        out = out.view(requests, pages, group, *out.shape[1:])  # [..., kv_heads, head_dim]
+        return _join(out, lse.view(-1, requests, pages, group), self._used)
+
+    def _gathered(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        size = self._cache.page_size
+        length = self._table.shape[1] * size
+        index = (self._table[:, :, None] * size + torch.arange(size, device=self._table.device)).flatten(1)  # [requests, length]
+        key, value = (cache[index].transpose(1, 2) for cache in (keys, values))  # [requests, kv_heads, length, head_dim]
+        seen = torch.arange(length, device=index.device) < self._used.sum(dim=1, keepdim=True)  # [requests, length]
+        return scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None], scale=scale)
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, scaling: float, step: Any, **_: Any
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls in each layer.
+
+    Args:
+        module: The layer's attention.
+        query: [1, heads, new, head_dim].
+        key: [1, kv_heads, new, head_dim].
+        value: [1, kv_heads, new, head_dim].
+        attention_mask: None; the step says what is seen.
+        scaling: Of the scores.
+        step: The `PackedStep` or `DecodeStep` of this pass.
+
+    Returns:
+        [1, new, heads, head_dim], and no weights.
+    """
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return step.attend(module.layer_idx, query, key, value, scaling)[None], None
+
+
+def _has_flash(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_queries: Tensor,
+    cu_keys: Tensor,
+    max_queries: int,
+    max_keys: int,
+    scale: float,
+    *,
+    causal: bool,
+    used: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Packed attention; the last query of a sequence sees its last key. Output [queries, heads, head_dim], lse [heads, queries]."""
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, cu_queries, cu_keys, max_queries, max_keys, 0.0, causal, False, scale=scale, seqused_k=used
+    )
+    return out, lse
+
+
+def _join(out: Tensor, lse: Tensor, used: Tensor) -> Tensor:
+    """Join the pages' outputs.
+
+    Args:
+        out: [requests, pages, group, kv_heads, head_dim].
+        lse: float32 [kv_heads, requests, pages, group].
+        used: [requests, pages]; a page without keys has no say.
+
+    Returns:
+        [requests, kv_heads, group, head_dim], as ``out``'s dtype.
+    """
+    lse = lse.permute(1, 2, 3, 0).masked_fill(used[:, :, None, None] == 0, -torch.inf)  # [requests, pages, group, kv_heads]
+    joined = (out * lse.softmax(dim=1)[..., None]).sum(dim=1)  # [requests, group, kv_heads, head_dim]
+    return joined.transpose(1, 2).to(out.dtype)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Query [new, heads, head_dim], key and value [keys, kv_heads, head_dim] of one request -> [new, heads, head_dim]."""
+    new, keys, kv_heads = len(query), len(key), key.shape[1]
+    key, value = (tensor.transpose(0, 1)[None] for tensor in (key, value))
+    if new == 1:  # the heads of a group have the same keys: they are the queries
+        return scaled_dot_product_attention(query.unflatten(1, (kv_heads, -1)), key, value, scale=scale).flatten(1, 2)
+    group = query.shape[1] // kv_heads
+    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
+    mask = None
+    if new != keys:
+        mask = torch.ones((new, keys), dtype=torch.bool, device=query.device).tril(keys - new)
+    out = scaled_dot_product_attention(query.transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return out[0].transpose(0, 1)
