@@ -63,7 +63,8 @@ def export(checkpoint: Path, out: Path, **limits: int) -> Path:
 
 
 def start(engine_dir: Path, *, reuse: bool = True, max_queue_size: int = 0) -> Engine:
-    return Engine(engine_dir, torch.device("cpu"), max_queue_size=max_queue_size, reuse=reuse, cancellation_check_period=0.02)
+    device = torch.device("cpu")
+    return Engine.load(engine_dir, device, max_queue_size=max_queue_size, reuse=reuse, cancellation_check_period=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -63,12 +63,14 @@ class PackedStep:
     max_keys: int
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Query [new, heads, head_dim], key and value [new, kv_heads, head_dim] -> [new, heads, head_dim]; each sees what is before."""
+        """Query [new, heads, head_dim], key and value [new, kv_heads, head_dim] -> [new, heads, head_dim]."""
         self.cache.write(layer, self.write, key, value)
         if self.read.numel():
-            key, value = self.cache.keys[layer].index_select(0, self.read), self.cache.values[layer].index_select(0, self.read)
+            key = self.cache.keys[layer].index_select(0, self.read)
+            value = self.cache.values[layer].index_select(0, self.read)
         if _has_flash(query):
-            return _flash(query, key, value, self.cu_queries, self.cu_keys, self.max_queries, self.max_keys, scale, causal=True)[0]
+            lengths = self.max_queries, self.max_keys
+            return _flash(query, key, value, self.cu_queries, self.cu_keys, *lengths, scale, causal=True)[0]
         out, queries, keys = torch.empty_like(query), self.cu_queries.tolist(), self.cu_keys.tolist()
         for i in range(len(queries) - 1):
             mine, seen = slice(*queries[i : i + 2]), slice(*keys[i : i + 2])
@@ -99,7 +101,7 @@ class DecodeStep:
         """Query [requests, heads, head_dim], key and value [requests, kv_heads, head_dim] -> [requests, heads, head_dim]."""
         self._cache.write(layer, self._write, key, value)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        grouped = query.unflatten(1, (key.shape[1], -1))  # [requests, kv_heads, group, head_dim]
+        grouped = query.reshape(*key.shape[:2], -1, query.shape[-1])  # [requests, kv_heads, group, head_dim]
         attend = self._by_page if _has_flash(query) else self._gathered
         return attend(grouped, keys, values, scale).flatten(1, 2)
 
@@ -159,7 +161,7 @@ def _flash(
     causal: bool,
     used: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Packed attention; the last query of a sequence sees its last key. Output [queries, heads, head_dim], lse [heads, queries]."""
+    """Packed attention; causal: each last query sees the last key. -> [queries, heads, head_dim], [heads, queries] lse."""
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, cu_queries, cu_keys, max_queries, max_keys, 0.0, causal, False, scale=scale, seqused_k=used
     )
@@ -184,14 +186,16 @@ def _join(out: Tensor, lse: Tensor, used: Tensor) -> Tensor:
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Query [new, heads, head_dim], key and value [keys, kv_heads, head_dim] of one request -> [new, heads, head_dim]."""
-    new, keys, kv_heads = len(query), len(key), key.shape[1]
+    (new, heads, head_dim), (keys, kv_heads, _) = query.shape, key.shape
     key, value = (tensor.transpose(0, 1)[None] for tensor in (key, value))
     if new == 1:  # the heads of a group have the same keys: they are the queries
-        return scaled_dot_product_attention(query.unflatten(1, (kv_heads, -1)), key, value, scale=scale).flatten(1, 2)
-    group = query.shape[1] // kv_heads
-    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
-    mask = None
-    if new != keys:
-        mask = torch.ones((new, keys), dtype=torch.bool, device=query.device).tril(keys - new)
-    out = scaled_dot_product_attention(query.transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
+        grouped = query.reshape(1, kv_heads, -1, head_dim)
+        return scaled_dot_product_attention(grouped, key, value, scale=scale).reshape(1, heads, head_dim)
+    key, value = (tensor.repeat_interleave(heads // kv_heads, dim=1) for tensor in (key, value))
+    query = query.transpose(0, 1)[None]
+    if new == keys:
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    else:
+        seen = torch.ones((new, keys), dtype=torch.bool, device=query.device).tril(keys - new)
+        out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
     return out[0].transpose(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class DecodeGraphs:
         self._decode, self._cache = decode, cache
         self._max_requests, self._max_pages = max_requests, max_pages
         self._graphs: dict[tuple[int, int], _Graph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def warm_up(self) -> None:
         """Make the graphs of requests of usual length; longer ones are made when they come."""
@@ -65,17 +66,17 @@ class DecodeGraphs:
         if graph is None:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            graph = self._graphs[key] = _Graph(self._decode, self._cache, *key, self._pool)
+            graph = self._graphs[key] = _Graph(self._decode, self._cache, *key, pool=self._pool)
         return graph.run(ids, positions, table)
 
 
 class _Graph:
-    def __init__(self, decode: Decode, cache: PagedCache, requests: int, pages: int, pool: tuple[int, int]) -> None:
+    def __init__(self, decode: Decode, cache: PagedCache, requests: int, pages: int, pool: Any) -> None:
         device, self._trash = cache.keys[0].device, cache.trash_page
         self._ids = torch.zeros(requests, dtype=torch.int32, device=device)
         self._positions = torch.zeros_like(self._ids)
         self._table = torch.full((requests, pages), self._trash, dtype=torch.int32, device=device)
-        stream = torch.cuda.Stream(device)
+        stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             self._step(decode, cache)  # what is compiled or tuned at the first call is no part of a graph

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM, LogitsProcessorList
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import AttentionInterface
@@ -113,31 +113,35 @@ def _layers_of(cache: Any, layers: int, page_size: int) -> PagedCache:
     return PagedCache(keys, values, page_size, trash // page_size)
 
 
+def load_language_model(llama_dir: Path, dtype: str, device: torch.device) -> LlamaForCausalLM:
+    """A LlamaForCausalLM directory (``build_scripts/export_llm.py``), on its device."""
+    disable_progress_bar()  # else it draws "Loading weights" into the server's log
+    model: Any = LlamaForCausalLM.from_pretrained(
+        llama_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+    )
+    moved: LlamaForCausalLM = model.to(device)
+    return moved
+
+
 class BatchManager:
-    """Loads the exported Llama directory and runs it as a batch that requests enter and leave at every step.
+    """Runs a language model as a batch that requests enter and leave at every step.
 
     Args:
-        llama_dir: A LlamaForCausalLM directory (``build_scripts/export_llm.py``).
+        model: On its device, with "sdpa" attention. It is changed: what uses it without this manager no longer works.
         limits: Sizes the KV cache: the manager's own default takes most of the free memory.
-        device: Where to run.
         share_prefixes: Reuse the KV cache of equal id prefixes (``enable_kv_cache_reuse``).
         on_dropped: Called with the id of each cancelled request once no pass holds it; by the generation thread.
     """
 
     def __init__(
         self,
-        llama_dir: Path,
+        model: LlamaForCausalLM,
         limits: EngineLimits,
-        device: torch.device,
         *,
         share_prefixes: bool,
         on_dropped: Callable[[str], None],
     ) -> None:
-        disable_progress_bar()  # else it draws "Loading weights" into the server's log
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            llama_dir, dtype=getattr(torch, limits.dtype), attn_implementation="sdpa", local_files_only=True
-        )
-        self._model.to(device)
+        self._model: Any = model
         self.tables = PromptTables(self._model.get_input_embeddings(), limits.max_batch_size, limits.max_rows)
         self._model.set_input_embeddings(self.tables)
         self._model._get_logits_processor = lambda _config: LogitsProcessorList([RequestSampler()])
@@ -152,7 +156,7 @@ class BatchManager:
                 },  # 5.17's name
                 num_blocks=math.ceil(blocks / (1 - _SAFETY_MARGIN)),
                 safety_margin=_SAFETY_MARGIN,
-                max_batch_tokens=max(_MAX_STEP_TOKENS[device.type], limits.max_batch_size),
+                max_batch_tokens=max(_MAX_STEP_TOKENS[model.device.type], limits.max_batch_size),
                 max_requests_per_batch=limits.max_batch_size,
                 allow_block_sharing=share_prefixes,
                 scheduler_type="reporting",
