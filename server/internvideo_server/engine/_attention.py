@@ -11,7 +11,9 @@ one query, and the pages' results are joined by their log-sum-exp, as flash deco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -103,7 +105,7 @@ class DecodeStep:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         grouped = query.reshape(*key.shape[:2], -1, query.shape[-1])  # [requests, kv_heads, group, head_dim]
         attend = self._by_page if _has_flash(query) else self._gathered
-        return attend(grouped, keys, values, scale).flatten(1, 2)
+        return attend(grouped, keys, values, scale)
 
     def _by_page(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         (requests, pages), group = self._table.shape, query.shape[2]
@@ -112,7 +114,7 @@ class DecodeStep:
         cu = self._pages * group
         out, lse = _flash(packed, keys, values, cu, self._starts, group, self._cache.page_size, scale, causal=False, used=used)
         out = out.view(requests, pages, group, *out.shape[1:])  # [..., kv_heads, head_dim]
-        return _join(out, lse.view(-1, requests, pages, group), self._used)
+        return _compiled_join()(out, lse.view(-1, requests, pages, group), self._used)
 
     def _gathered(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         size = self._cache.page_size
@@ -120,11 +122,29 @@ class DecodeStep:
         index = (self._table[:, :, None] * size + torch.arange(size, device=self._table.device)).flatten(1)  # [requests, length]
         key, value = (cache[index].transpose(1, 2) for cache in (keys, values))  # [requests, kv_heads, length, head_dim]
         seen = torch.arange(length, device=index.device) < self._used.sum(dim=1, keepdim=True)  # [requests, length]
-        return scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None], scale=scale)
+        out = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None], scale=scale)
+        return out.flatten(1, 2).clone()  # no view, see `attend`
+
+
+Step = PackedStep | DecodeStep
+
+
+class CurrentStep:
+    """Holds the step under way. Compiled layers pass it on without looking inside, so that no kind of step compiles them anew."""
+
+    step: Step
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, scaling: float, step: Any, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    step: CurrentStep,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in each layer.
 
@@ -135,13 +155,13 @@ def attend(
         value: [1, kv_heads, new, head_dim].
         attention_mask: None; the step says what is seen.
         scaling: Of the scores.
-        step: The `PackedStep` or `DecodeStep` of this pass.
+        step: What this pass computes.
 
     Returns:
-        [1, new, heads, head_dim], and no weights.
+        [new, heads, head_dim], and no weights. (No view of another shape: compiled layers look at what a view is of.)
     """
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return step.attend(module.layer_idx, query, key, value, scaling)[None], None
+    return step.step.attend(module.layer_idx, query, key, value, scaling), None
 
 
 def _has_flash(query: Tensor) -> bool:
@@ -177,11 +197,16 @@ def _join(out: Tensor, lse: Tensor, used: Tensor) -> Tensor:
         used: [requests, pages]; a page without keys has no say.
 
     Returns:
-        [requests, kv_heads, group, head_dim], as ``out``'s dtype.
+        [requests, heads, head_dim], as ``out``'s dtype.
     """
     lse = lse.permute(1, 2, 3, 0).masked_fill(used[:, :, None, None] == 0, -torch.inf)  # [requests, pages, group, kv_heads]
     joined = (out * lse.softmax(dim=1)[..., None]).sum(dim=1)  # [requests, group, kv_heads, head_dim]
-    return joined.transpose(1, 2).to(out.dtype)
+    return joined.transpose(1, 2).to(out.dtype).flatten(1, 2)
+
+
+@cache
+def _compiled_join() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return torch.compile(_join, dynamic=True)  # two kernels instead of six
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -34,10 +34,8 @@ class DecodeGraphs:
         self._pool: Any = None
 
     def warm_up(self) -> None:
-        """Make the graphs of requests of usual length; longer ones are made when they come."""
+        """Make the graphs for requests of usual length; those for longer ones are made when such requests come."""
         device, requests = self._cache.keys[0].device, 1
-        if device.type != "cuda":
-            return
         while True:
             zeros = torch.zeros(requests, dtype=torch.int32, device=device)
             table = torch.full((requests, self._max_pages), self._cache.trash_page, dtype=torch.int32, device=device)
@@ -93,7 +91,7 @@ class _Graph:
         self._ids[:requests].copy_(ids)
         self._positions[:requests].copy_(positions)
         self._positions[requests:].zero_()
-        self._table[:requests, :pages].copy_(table[:, :pages])
+        self._table[:requests, :pages].copy_(table[:, :pages])  # from the host
         self._table[requests:].fill_(self._trash)
         self._graph.replay()
         return self._logits[:requests]

@@ -173,4 +173,5 @@ class PromptTables(nn.Module):
         is_virtual = hit.any(dim=1)  # [Q]
         own = self.embedding(torch.where(is_virtual, 0, ids[:, 0]).clamp(max=self.vocab_size - 1))  # [Q, hidden]
         table = self._pool[torch.where(is_virtual, row, 0)]  # [Q, hidden]
-        return torch.where(is_virtual[:, None], table, own).view(*input_ids.shape, self.hidden_size)
+        shape = (*input_ids.shape, self.hidden_size)
+        return torch.where(is_virtual.view(*input_ids.shape, 1), table.view(shape), own.view(shape))
