@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -73,11 +73,24 @@ class PackedStep:
         if _has_flash(query):
             lengths = self.max_queries, self.max_keys
             return _flash(query, key, value, self.cu_queries, self.cu_keys, *lengths, scale, causal=True)[0]
-        out, queries, keys = torch.empty_like(query), self.cu_queries.tolist(), self.cu_keys.tolist()
-        for i in range(len(queries) - 1):
-            mine, seen = slice(*queries[i : i + 2]), slice(*keys[i : i + 2])
-            out[mine] = _causal(query[mine], key[seen], value[seen], scale)
+        out = torch.empty_like(query)
+        for new, keys, mask in self._requests:
+            out[new] = _masked(query[new], key[keys], value[keys], mask, scale)
         return out
+
+    @cached_property
+    def _requests(self) -> list[tuple[slice, slice, Tensor | None]]:
+        """Each request's new tokens, its keys, and a mask [new, keys] to add; None: these are one and the same tokens."""
+        queries, keys = (list(map(slice, cu[:-1], cu[1:])) for cu in (self.cu_queries.tolist(), self.cu_keys.tolist()))
+        return [
+            (new, mine, self._mask(new.stop - new.start, mine.stop - mine.start)) for new, mine in zip(queries, keys, strict=True)
+        ]
+
+    def _mask(self, new: int, keys: int) -> Tensor | None:
+        if new == keys:
+            return None
+        like = self.cache.keys[0]
+        return torch.full((new, keys), -torch.inf, dtype=like.dtype, device=like.device).triu(keys - new + 1)
 
 
 class DecodeStep:
@@ -117,13 +130,19 @@ class DecodeStep:
         return _compiled_join()(out, lse.view(-1, requests, pages, group), self._used)
 
     def _gathered(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        size = self._cache.page_size
-        length = self._table.shape[1] * size
-        index = (self._table[:, :, None] * size + torch.arange(size, device=self._table.device)).flatten(1)  # [requests, length]
+        index, mask = self._all
         key, value = (cache[index].transpose(1, 2) for cache in (keys, values))  # [requests, kv_heads, length, head_dim]
-        seen = torch.arange(length, device=index.device) < self._used.sum(dim=1, keepdim=True)  # [requests, length]
-        out = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None], scale=scale)
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         return out.flatten(1, 2).clone()  # no view, see `attend`
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
+        """Where the keys of all pages lie [requests, length], and a mask to add [requests, 1, 1, length]."""
+        within = torch.arange(self._cache.page_size, device=self._table.device)
+        index = self._table[:, :, None] * self._cache.page_size + within  # [requests, pages, page_size]
+        mask = torch.zeros(index.shape, dtype=self._cache.keys[0].dtype, device=index.device)
+        mask.masked_fill_(within >= self._used[:, :, None], -torch.inf)
+        return index.flatten(1), mask.flatten(1)[:, None, None]
 
 
 Step = PackedStep | DecodeStep
@@ -209,18 +228,14 @@ def _compiled_join() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return torch.compile(_join, dynamic=True)  # two kernels instead of six
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Query [new, heads, head_dim], key and value [keys, kv_heads, head_dim] of one request -> [new, heads, head_dim]."""
-    (new, heads, head_dim), (keys, kv_heads, _) = query.shape, key.shape
+    (new, heads, head_dim), kv_heads = query.shape, key.shape[1]
     key, value = (tensor.transpose(0, 1)[None] for tensor in (key, value))
-    if new == 1:  # the heads of a group have the same keys: they are the queries
+    if new == 1:  # sees all; the heads of a group have the same keys, so they are the queries
         grouped = query.reshape(1, kv_heads, -1, head_dim)
         return scaled_dot_product_attention(grouped, key, value, scale=scale).reshape(1, heads, head_dim)
     key, value = (tensor.repeat_interleave(heads // kv_heads, dim=1) for tensor in (key, value))
     query = query.transpose(0, 1)[None]
-    if new == keys:
-        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    else:
-        seen = torch.ones((new, keys), dtype=torch.bool, device=query.device).tril(keys - new)
-        out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
     return out[0].transpose(0, 1)
