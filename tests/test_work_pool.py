@@ -284,6 +284,13 @@ def test_a_finished_request_can_be_asked_what_it_has_cost(work: ModuleType, pool
     assert answers[0]["decode_seconds"] == 0.5
 
 
+def test_only_the_last_finished_requests_are_kept(work: ModuleType) -> None:
+    finished = sys.modules["internvideo_server.work._finished"].Finished()
+    for number in range(1030):
+        finished.put(str(number), {"work_seconds": float(number)})
+    assert [finished.get(name) for name in ("5", "6", "1029")] == ["{}", '{"work_seconds": 6.0}', '{"work_seconds": 1029.0}']
+
+
 def test_parameters_are_the_strings_of_the_configuration(work: ModuleType) -> None:
     config = '{"parameters": {"device": {"string_value": "cpu"}, "dtype": {"string_value": "float32"}}}'
     assert work.parameters({"model_config": config}) == {"device": "cpu", "dtype": "float32"}
