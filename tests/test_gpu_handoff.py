@@ -39,7 +39,7 @@ def embedder(model: VisionModel) -> Iterator[Callable[..., Embedder]]:
     def make(cache: int = 1 << 30, regions: int = 8) -> Embedder:
         row = model.hidden_size * model.dtype.itemsize
         meter = Meter()
-        made.append(Embedder(model, RegionPool(regions, 128 * 16 * row, "test_", model.device, meter), cache, meter))
+        made.append(Embedder(model, RegionPool(regions, 256 * 16 * row, "test_", model.device, meter), cache, meter))
         return made[-1]
 
     yield make
