@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -29,20 +31,17 @@ class DecodeGraphs:
 
     def __init__(self, decode: Decode, cache: PagedCache, max_requests: int, max_pages: int) -> None:
         self._decode, self._cache = decode, cache
-        self._max_requests, self._max_pages = max_requests, max_pages
+        self._requests, self._pages = _doubling(1, max_requests), _doubling(_FEWEST_PAGES, max_pages)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._pool: Any = None
 
     def warm_up(self) -> None:
-        """Make the graphs for requests of usual length; those for longer ones are made when such requests come."""
-        device, requests = self._cache.keys[0].device, 1
-        while True:
+        """Make all graphs, so that no request waits for one."""
+        device = self._cache.keys[0].device
+        for requests, pages in itertools.product(self._requests, self._pages):
             zeros = torch.zeros(requests, dtype=torch.int32, device=device)
-            table = torch.full((requests, self._max_pages), self._cache.trash_page, dtype=torch.int32, device=device)
-            self(zeros, zeros, table, longest=1)
-            if requests >= self._max_requests:
-                return
-            requests *= 2
+            table = torch.full((requests, pages), self._cache.trash_page, dtype=torch.int32)
+            self(zeros, zeros, table, longest=pages * self._cache.page_size)
 
     def __call__(self, ids: Tensor, positions: Tensor, table: Tensor, longest: int) -> Tensor:
         """One step.
@@ -59,7 +58,7 @@ class DecodeGraphs:
         pages = -(-longest // self._cache.page_size)
         if not ids.is_cuda:
             return self._decode(ids, positions, DecodeStep(self._cache, positions, table[:, :pages]))
-        key = _power_of_two(len(ids), self._max_requests), _power_of_two(max(pages, _FEWEST_PAGES), self._max_pages)
+        key = self._requests[bisect_left(self._requests, len(ids))], self._pages[bisect_left(self._pages, pages)]
         graph = self._graphs.get(key)
         if graph is None:
             if self._pool is None:
@@ -97,5 +96,9 @@ class _Graph:
         return self._logits[:requests]
 
 
-def _power_of_two(number: int, most: int) -> int:
-    return min(1 << (number - 1).bit_length(), most)
+def _doubling(least: int, most: int) -> list[int]:
+    """``least`` and what comes of doubling it, up to ``most``, which is the last."""
+    sizes = [min(least, most)]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return sizes

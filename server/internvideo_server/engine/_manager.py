@@ -128,7 +128,7 @@ def _compile_layers(model: Any) -> None:
     """One compiled code serves all layers, because what differs between them is left out of it: the attention's cache."""
     AttentionInterface.register(_ATTENTION, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
     for layer in model.model.layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, options={"coordinate_descent_tuning": True})  # which also makes matrix-vector kernels
 
 
 def _lengths(io: Any, side: str) -> Any:
