@@ -19,6 +19,7 @@ def surroundings(*packages: str) -> dict[str, Any]:
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        "gpu": _gpu(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
@@ -33,8 +34,10 @@ def write(name: str, machine: dict[str, Any], rows: list[dict[str, Any]], comman
     files = [folder / f"{name}.json", folder / f"{name}.md"]
     files[0].write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n")
     packages = ", ".join(f"{package} {number}" for package, number in machine["packages"].items())
-    where = f"{machine['cores']} cores ({machine['cpu']}), load {machine['load']:.1f} at the start, Python {machine['python']}"
-    lines = [f"`{command}`, commit {machine['commit'][:12]}", "", f"{where}, {packages}. {notes}", "", *table(rows), ""]
+    gpu = f"{machine['gpu']}; " if machine["gpu"] else ""
+    where = f"{gpu}{machine['cores']} cores ({machine['cpu']}), load {machine['load']:.1f} at the start"
+    about = f"{where}, Python {machine['python']}, {packages}. {notes}"
+    lines = [f"`{command}`, commit {machine['commit'][:12]}", "", about, "", *table(rows), ""]
     files[1].write_text("\n".join(lines))
     return files
 
@@ -55,6 +58,16 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _gpu() -> str:
+    """Names of the GPUs and the driver, or nothing."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return ", ".join(f"{lines.count(line)} x {line.replace(',', ' driver')}" for line in dict.fromkeys(lines))
 
 
 def _git(*arguments: str) -> str:

@@ -387,3 +387,9 @@ def test_only_empty_environment_directories_that_no_living_server_can_own_are_re
 
     left = {path.name.removeprefix("python_env_").rstrip("_") for path in tmp_path.iterdir()}
     assert left == {"before", "foreig", "full"}
+
+
+def test_compiled_kernels_are_kept_with_the_other_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNVIDEO_CACHE", str(tmp_path))
+    assert _artifacts.compiler_environment({})["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kernels")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in _artifacts.compiler_environment({"TORCHINDUCTOR_CACHE_DIR": "/elsewhere"})

@@ -54,11 +54,6 @@ def golden(shared_dir: Path, request: pytest.FixtureRequest) -> Golden:
     return Golden(shared_dir, request.param)
 
 
-def tower_tokens(model: VisionModel, frames: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return model.tower(normalise(frames.to(model.device)).to(model.dtype))
-
-
 def groups_of(tokens: Tensor) -> Tensor:
     return pixel_shuffle(tokens, 32).reshape(-1, 1024, 256)
 
@@ -72,14 +67,14 @@ def test_pixel_values_are_the_originals_to_the_bit(golden: Golden) -> None:
 def test_tower_output_is_the_originals(shared_dir: Path, device: str) -> None:
     golden = Golden(shared_dir, "f8")
     model = VisionModel.from_checkpoint(golden.model, device, torch.float32)
-    ours = tower_tokens(model, golden.frames).cpu()
+    ours = model.tokens(golden.frames).cpu()
     torch.testing.assert_close(ours, golden.array("vit"), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_clear_merge_choices_and_merged_tokens_are_the_originals(golden: Golden, device: str) -> None:
     model = VisionModel.from_checkpoint(golden.model, device, torch.float32)
-    tokens = groups_of(tower_tokens(model, golden.frames))
+    tokens = groups_of(model.tokens(golden.frames))
     metric = metric_of(tokens, model.config.merge_heads)
     for theirs, gap in golden.choices():
         assert torch.equal(closest_odd(metric).cpu()[gap >= CLEAR], theirs[gap >= CLEAR])
@@ -97,7 +92,7 @@ def test_embeddings_are_the_originals_in_groups_with_its_choices(golden: Golden,
     rows = model.embed(golden.frames)
     assert torch.equal(model.embed(golden.frames), rows), "the same frames must give the same bits"
 
-    metric = metric_of(groups_of(tower_tokens(model, golden.frames)), model.config.merge_heads)
+    metric = metric_of(groups_of(model.tokens(golden.frames)), model.config.merge_heads)
     ours = choose(metric, 64)
     equal = torch.stack([(a.cpu() == b).all(1) for a, (b, _) in zip(ours, golden.choices(), strict=True)]).all(0)
     assert bool(equal.any()), "no group to compare"
@@ -110,7 +105,7 @@ def test_embeddings_are_the_originals_in_groups_with_its_choices(golden: Golden,
 def test_bfloat16_stays_close_to_the_originals_float32(shared_dir: Path, device: str) -> None:
     golden = Golden(shared_dir, "f8")
     model = VisionModel.from_checkpoint(golden.model, device, torch.bfloat16)
-    tokens = tower_tokens(model, golden.frames).float()
+    tokens = model.tokens(golden.frames)
     cosine = torch.cosine_similarity(tokens.cpu(), golden.array("vit"), dim=2)
     assert cosine.min() > 0.999
 

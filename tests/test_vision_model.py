@@ -18,7 +18,7 @@ import internvideo_server.vision as vision
 from internvideo_server.checkpoint import CheckpointError
 from internvideo_server.vision import Stopped, VisionConfig, VisionModel
 from internvideo_server.vision.merging import average, choose, metric_of
-from internvideo_server.vision.tower import VisionTower, make_projector, normalise, pixel_shuffle
+from internvideo_server.vision.tower import VisionTower, make_projector, pixel_shuffle
 
 # 16 x 16 patches -> 64 tokens a frame -> two rounds of merging. All sizes differ, so that none can stand for another.
 CONFIG: dict[str, Any] = {
@@ -178,7 +178,7 @@ def naive_embed(frames: Tensor, tensors: dict[str, Tensor]) -> tuple[np.ndarray,
 
 
 def test_the_public_surface_is_small() -> None:
-    assert set(vision.__all__) == {"TOKENS_PER_FRAME", "Stopped", "VisionConfig", "VisionModel"}
+    assert set(vision.__all__) == {"TOKENS_PER_FRAME", "Quantization", "Stopped", "VisionConfig", "VisionModel"}
 
 
 def test_the_real_sizes_give_the_published_numbers_of_parameters() -> None:
@@ -214,9 +214,8 @@ def test_embeddings_equal_an_independent_float64_version(model: VisionModel) -> 
 def test_half_precision_stays_close_to_float32(checkpoint: Path, dtype: torch.dtype, least: float) -> None:
     exact = VisionModel.from_checkpoint(checkpoint, "cpu", torch.float32)
     half = VisionModel.from_checkpoint(checkpoint, "cpu", dtype)
-    pixels = normalise(make_frames(8))
     with torch.inference_mode():
-        ours, theirs = half.tower(pixels.to(dtype)).float(), exact.tower(pixels)
+        ours, theirs = half.tokens(make_frames(8)), exact.tokens(make_frames(8))
         assert torch.cosine_similarity(ours, theirs, dim=2).min() > least
         x, y = (pixel_shuffle(tokens, 16).reshape(2, 256, 48) for tokens in (ours, theirs))
         choices = choose(metric_of(y, 6), 64)  # choices flip on rounding alone, so float32's are imposed

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, CheckpointError
@@ -34,6 +35,12 @@ def cache_directory() -> Path:
     """``$INTERNVIDEO_CACHE``, or ``~/.cache/internvideo``."""
     given = os.environ.get("INTERNVIDEO_CACHE")
     return Path(given).resolve() if given else Path.home() / ".cache" / "internvideo"
+
+
+def compiler_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which torch.compile keeps the vision tower's kernels from start to start."""
+    wanted = {"TORCHINDUCTOR_CACHE_DIR": str(cache_directory() / "kernels")}
+    return {name: value for name, value in wanted.items() if name not in environ}
 
 
 def find_checkpoint(options: ServeOptions, home: Path) -> Path:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..limits import EngineLimits
-from ._artifacts import find_checkpoint, find_engine, project_home, resolve_dtype
+from ._artifacts import compiler_environment, find_checkpoint, find_engine, project_home, resolve_dtype
 from ._backends import backend_directory
 from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
 from ._engine import cuda_pool_bytes, table_bytes, world_size
@@ -171,6 +171,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
         pools = dict.fromkeys(sorted(gpus), cuda_pool_bytes(settings.cuda_region_count, settings.cuda_region_bytes))
         command = triton_command(server, directory / "model_repository", backends, options.triton_host, ports, run.id, pools)
         environment = server.environment(os.environ)
+        environment |= compiler_environment(environment)
         triton = ProgramSpec(
             "tritonserver",
             mpi_command(command, world_size(engine), shm_prefix(run.id), TRITON_EXIT_S, environment),

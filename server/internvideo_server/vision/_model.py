@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -12,67 +13,95 @@ from internvideo_server.checkpoint import Checkpoint
 from internvideo_server.limits import TOKENS_PER_FRAME
 from internvideo_server.vision._config import FRAMES_PER_GROUP, VisionConfig
 from internvideo_server.vision._loading import load_vision
-from internvideo_server.vision.merging import merge_tokens
-from internvideo_server.vision.tower import VisionTower, normalise, pixel_shuffle
+from internvideo_server.vision._plain import PlainVision
+from internvideo_server.vision._recorded import RecordedVision
+from internvideo_server.vision.tower import VisionTower
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the caller asked for it
     """``should_stop`` said so."""
 
 
+class Quantization(StrEnum):
+    """Of the products in the tower's layers."""
+
+    NONE = "none"
+    FP8 = "fp8"  # weights and activations, a scale for each row; less exact: docs/performance.md
+
+
 class VisionModel:
     """InternViT, HiCo merging and projector of one checkpoint on one device.
 
-    Stateless after construction, so threads may share one. The rows of a group of 4 frames are the same to the bit
-    whatever stands beside them in a chunk.
+    In half precision on CUDA it runs from rearranged weights as a CUDA graph, made here; otherwise as the modules are
+    written. Threads may share one. The rows of a group of 4 frames are the same to the bit whatever stands beside them
+    in a chunk.
 
     Args:
         config: Sizes.
         tower: InternViT.
         projector: The checkpoint's ``mlp1``, on the tower's device and in its dtype.
+        quantization: FP8 needs half precision on a CUDA device of compute capability 8.9 or higher, and sizes that are
+            multiples of 16.
+
+    Raises:
+        ValueError: The device, dtype or sizes do not allow the quantisation.
 
     Attributes:
+        config: Sizes.
+        projector: As given.
+        device: Where the model lives and runs.
+        dtype: Of the weights and of the embeddings.
         chunk_frames: Frames in the tower at a time, a multiple of 4: bounds the memory at any length of video.
     """
 
-    # Products of another shape may round otherwise, so one shape serves all: a group alone.
-    chunk_frames = FRAMES_PER_GROUP
-
-    def __init__(self, config: VisionConfig, tower: VisionTower, projector: nn.Sequential) -> None:
+    def __init__(
+        self,
+        config: VisionConfig,
+        tower: VisionTower,
+        projector: nn.Sequential,
+        quantization: Quantization = Quantization.NONE,
+    ) -> None:
         self.config = config
-        self.tower = tower
         self.projector = projector
+        token = tower.embeddings.class_embedding
+        self.device, self.dtype = token.device, token.dtype
+        self._path: PlainVision | RecordedVision
+        fast = self.device.type == "cuda" and self.dtype != torch.float32
+        if quantization == Quantization.FP8:
+            _check_fp8(config, self.device, fast)
+        if fast:
+            self._path = RecordedVision(config, tower, projector, fp8=quantization == Quantization.FP8)
+        else:
+            self._path = PlainVision(config, tower, projector)
+        self.chunk_frames: int = self._path.chunk_frames
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: torch.device | str, dtype: torch.dtype) -> VisionModel:
+    def from_checkpoint(
+        cls, path: Path, device: torch.device | str, dtype: torch.dtype, quantization: Quantization = Quantization.NONE
+    ) -> VisionModel:
         """Load the vision tensors of a checkpoint; the LLM's are not touched.
 
         Args:
             path: Directory in the layout of InternVideo2_5_Chat_8B.
             device: Where the model lives and runs.
             dtype: Of weights, activations and embeddings. Merging is float32 in any case.
+            quantization: See the class.
 
         Raises:
             CheckpointError: The checkpoint is broken, or of a family member that the tower is not written for.
+            ValueError: See the class.
         """
         checkpoint = Checkpoint.open(path)
         config = VisionConfig.from_checkpoint(checkpoint)
-        return cls(config, *load_vision(checkpoint, config, torch.device(device), dtype))
+        model = cls(config, *load_vision(checkpoint, config, torch.device(device), dtype), quantization)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()  # of the weights as they were read, which are not kept
+        return model
 
     @property
     def hidden_size(self) -> int:
         """Size of an embedding: the LLM's hidden size."""
         return self.config.llm_hidden_size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights and of the embeddings."""
-        return self.tower.embeddings.class_embedding.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives and runs."""
-        return self.tower.embeddings.class_embedding.device
 
     @torch.inference_mode()
     def embed(self, frames: Tensor, should_stop: Callable[[], bool] | None = None) -> Tensor:
@@ -80,8 +109,8 @@ class VisionModel:
 
         Args:
             frames: uint8 RGB [T, 3, image_size, image_size] on any device, T a multiple of 4 (0 gives no rows).
-            should_stop: Asked before every layer of every chunk; True ends the work. On CUDA the layers are queued
-                ahead of their execution, so what is queued already still runs.
+            should_stop: Asked before every layer of every chunk, in half precision on CUDA before every chunk; True ends
+                the work. On CUDA what is queued already still runs.
 
         Returns:
             [16 * T, hidden_size] in the model's dtype on its device, 16 rows a frame in the order of the frames.
@@ -130,18 +159,20 @@ class VisionModel:
                 raise Stopped
 
         if frames.shape[0]:
-            out.copy_(self._run(frames.to(self.device, non_blocking=True), pause))
+            self._path.embed(frames, out, pause)
         return out
 
-    def _run(self, frames: Tensor, pause: Callable[[], None]) -> Tensor:
-        x = normalise(frames).to(self.dtype)  # [B, 3, 448, 448]
-        x = self.tower(x, pause)  # [B, 1025, C]
-        x = pixel_shuffle(x, self.config.patches_per_side)  # [B, 256, 4 C]
-        pause()
-        groups = x.reshape(-1, FRAMES_PER_GROUP * self.config.tokens_per_frame, self.config.shuffled_size)
-        merged = merge_tokens(groups, self.config.merge_heads, FRAMES_PER_GROUP * TOKENS_PER_FRAME)  # [B / 4, 64, 4 C]
-        embeddings: Tensor = self.projector(merged.to(self.dtype))  # [B / 4, 64, hidden]
-        return embeddings.flatten(0, 1)  # [16 B, hidden]
+    @torch.inference_mode()
+    def tokens(self, frames: Tensor) -> Tensor:
+        """The tower's output before merging, to measure its accuracy by.
+
+        Args:
+            frames: uint8 RGB [n, 3, image_size, image_size].
+
+        Returns:
+            float32 [n, 1 + patches, C], the class token first.
+        """
+        return self._path.tokens(frames)
 
     def _check(self, frames: Tensor) -> None:
         side = self.config.image_size
@@ -149,3 +180,12 @@ class VisionModel:
             raise ValueError(f"frames must be uint8 [T, 3, {side}, {side}], got {frames.dtype} {list(frames.shape)}")
         if frames.shape[0] % FRAMES_PER_GROUP:
             raise ValueError(f"the number of frames must be a multiple of {FRAMES_PER_GROUP}, got {frames.shape[0]}")
+
+
+def _check_fp8(config: VisionConfig, device: torch.device, fast: bool) -> None:
+    if not fast:
+        raise ValueError("FP8 is for float16 and bfloat16 on CUDA devices")
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no FP8: it takes an Ada, Hopper or newer GPU")
+    if config.hidden_size % 16 or config.mlp_size % 16:
+        raise ValueError(f"FP8 takes sizes that are multiples of 16, not {config.hidden_size} and {config.mlp_size}")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from internvideo_server.vision._config import SHUFFLE, VisionConfig
 
 # ImageNet statistics of RGB, as the original's transforms have them.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 def normalise(frames: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ def normalise(frames: Tensor) -> Tensor:
     Returns:
         float32 of the same shape: ``(x / 255 - mean) / std``.
     """
-    mean = torch.tensor(_MEAN, device=frames.device).view(3, 1, 1)
-    std = torch.tensor(_STD, device=frames.device).view(3, 1, 1)
+    mean = torch.tensor(MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=frames.device).view(3, 1, 1)
     return frames.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
@@ -141,8 +141,13 @@ def pixel_shuffle(tokens: Tensor, per_side: int) -> Tensor:
     Returns:
         [B, (per_side / 2) ** 2, 4 * C], row by row; channels are (row parity, column parity, C).
     """
-    half, channels = per_side // SHUFFLE, tokens.shape[2]
-    x = tokens[:, 1:].reshape(-1, half, SHUFFLE, half, SHUFFLE, channels)  # [B, row, parity, column, parity, C]
+    return shuffle_patches(tokens[:, 1:], per_side)
+
+
+def shuffle_patches(patches: Tensor, per_side: int) -> Tensor:
+    """The same without a class token: [B, per_side * per_side, C]."""
+    half, channels = per_side // SHUFFLE, patches.shape[2]
+    x = patches.reshape(-1, half, SHUFFLE, half, SHUFFLE, channels)  # [B, row, parity, column, parity, C]
     return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, half * half, SHUFFLE * SHUFFLE * channels)
 
 
