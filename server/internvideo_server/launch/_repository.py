@@ -36,6 +36,7 @@ class RunSettings:
     decode_workers: int
     max_queue_size: int
     vit_device: Device | None = None
+    vit_quantization: str = "none"
     kv_cache_fraction: float | None = None
     video_reader: str = "auto"
     frame_cache_mb: int = 1024
@@ -69,6 +70,7 @@ class RunSettings:
                 "engine_dir": str(self.engine),
                 "dtype": self.dtype,
                 "device": self.tower.name,
+                "quantization": self.vit_quantization,
                 "embedding_cache_bytes": str(self.embedding_cache_mb << 20),
                 "cuda_region_count": str(self.cuda_region_count),
                 "cuda_region_bytes": str(self.cuda_region_bytes),
