@@ -45,7 +45,7 @@ def serve(
     triton_metrics_port: Annotated[int, typer.Option(help="Triton's metrics port")] = 8002,
     decode_workers: Annotated[int | None, typer.Option(help="processes that decode video; none: up to 4")] = None,
     max_queue_size: Annotated[int, typer.Option(help="requests that may wait for preprocessing")] = 64,
-    video_reader: Annotated[str, typer.Option(help="auto, pyav, or decord: the original's, for comparison")] = "auto",
+    video_reader: Annotated[str, typer.Option(help="auto, pyav, nvdec (a GPU decodes), or decord (the original's)")] = "auto",
     frame_cache_mb: Annotated[int, typer.Option(help="MiB of decoded frames to keep (0: none)")] = 1024,
     embedding_cache_mb: Annotated[int, typer.Option(help="MiB of embeddings to keep, on the tower's device (0: none)")] = 1024,
     request_timeout: Annotated[float, typer.Option(help="seconds that a whole request may take")] = 300,
@@ -249,8 +249,9 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table("stage", "time", title=f"{usage['prompt_tokens']} prompt tokens, {usage['completion_tokens']} generated")
     names = {
         "start_up_s": "start of the server",
-        "preprocessing_s": "preprocessing (decode, sample, resize)",
-        "vit_s": "vision tower and merging",
+        "fetch_s": "fetching and hashing the video",
+        "decode_s": "decoding, sampling, resizing",
+        "vision_s": "vision tower and merging",
         "first_token_s": "question to first token",
         "total_s": "question to last token",
     }
