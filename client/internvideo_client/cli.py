@@ -166,6 +166,7 @@ def demo(
     question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe the video.",
     checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    num_frames: Annotated[int, typer.Option(help="frames to look at, a multiple of 4")] = 80,
     max_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, usage, timings")] = False,
 ) -> None:
@@ -176,7 +177,7 @@ def demo(
         if not as_json:
             _show_frames(video)
         free: dict[str, int] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
-        options = launch.ServeOptions(checkpoint=checkpoint, device=device, **free)
+        options = launch.ServeOptions(checkpoint=checkpoint, device=device, num_frames=num_frames, **free)
         report = (lambda line: None) if as_json else (lambda line: _errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
         result = run_demo(video, question, options, max_tokens, report, (lambda text: None) if as_json else _show)
     except (ApiError, launch.LaunchError) as error:
