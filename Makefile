@@ -29,7 +29,7 @@ $(SETUP): pyproject.toml
 	$(BIN)/python -c 'from internvideo_server.video._resize import load_compiled; load_compiled()'
 	@touch $@
 
-demo: $(SETUP) ## Serve, ask about a video, print the streamed answer and the stage timings, stop
+demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed answer and the stage timings, stop
 	$(BIN)/internvideo demo $(ARGS)
 
 serve: $(SETUP) ## Serve until Ctrl-C; options in ARGS="--checkpoint DIR --device cuda ..."

@@ -172,15 +172,18 @@ def demo(
     question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe the video.",
     checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    num_frames: Annotated[int, typer.Option(help="frames to look at, a multiple of 4")] = 80,
     max_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, usage, timings")] = False,
 ) -> None:
-    """Start everything on free ports, ask about a video, show the answer and the timings, stop."""
+    """Start everything on free ports, show a video's frames, ask about it, show the answer and the timings, stop."""
     launch = _launch()
     run_demo = importlib.import_module("internvideo_client._demo").run_demo
     try:
+        if not as_json:
+            _show_frames(video)
         free: dict[str, int] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
-        options = launch.ServeOptions(checkpoint=checkpoint, device=device, **free)
+        options = launch.ServeOptions(checkpoint=checkpoint, device=device, num_frames=num_frames, **free)
         report = (lambda line: None) if as_json else (lambda line: _errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
         result = run_demo(video, question, options, max_tokens, report, (lambda text: None) if as_json else _show)
     except (ApiError, launch.LaunchError) as error:
@@ -190,7 +193,10 @@ def demo(
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
-    _show("\n\n")
+    _show("\n")
+    if (right := _right_answer(video, question)) is not None:
+        _show(f"(right answer: {right})\n")
+    _show("\n")
     Console().print(_table(result))
 
 
@@ -215,6 +221,27 @@ def _server_part(name: str) -> Any:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _show_frames(video: Path) -> None:
+    """The frames of a video, in the terminal or as a file.
+
+    Raises:
+        OSError: The video cannot be read.
+    """
+    sheet = importlib.import_module("internvideo_client._contact_sheet")
+    frames, console = sheet.sample(video), Console()
+    if frames and not sheet.show(frames, console):
+        _errors.print(f"[dim]frames of the video: {escape(str(sheet.save(frames, video)))}[/]", soft_wrap=True)
+
+
+def _right_answer(video: Path, question: str) -> str | None:
+    """What a file of questions beside the video says, if there is one and the question is in it."""
+    try:
+        answer = json.loads(video.with_suffix(".json").read_text(encoding="utf-8")).get(question)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return answer if isinstance(answer, str) else None
 
 
 def _show(text: str) -> None:
