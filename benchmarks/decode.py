@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import decord
 import numpy as np
@@ -22,9 +22,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.report import surroundings, table, write
-from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, Sampling, sample_indices
+from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, ReaderName, Sampling, sample_indices
 
 MEAN, STD = (np.array(values, np.float32)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+LOADING_SECONDS = 3.0  # the worker's compiled resize comes a moment after its start
 Frames = np.ndarray
 
 
@@ -34,16 +35,18 @@ def main(
     threads: Annotated[int, typer.Option(help="of the decoder; 0: the machine's cores")] = 0,
     repeats: Annotated[int, typer.Option(help="runs of each method")] = 5,
     baseline: Annotated[bool, typer.Option("--baseline", help="run the old method too")] = False,
+    reader: Annotated[str, typer.Option(help="of the decoder: auto, pyav, nvdec, decord")] = "auto",
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
     """Measure, print the table, and write it where a name is given."""
     threads = threads or len(os.sched_getaffinity(0))
-    machine, rows = surroundings("av", "decord", "pillow", "numpy"), []
+    machine, rows = surroundings("av", "decord", "numba", "pillow", "numpy"), []
     for video in videos:
-        rows += measure(video, num_frames, threads, repeats, baseline)
+        rows += measure(video, num_frames, threads, repeats, baseline, reader)
         typer.echo("\n".join(table(rows)))
     if name:
         options = f"--num-frames {num_frames} --threads {threads} --repeats {repeats}" + " --baseline" * baseline
+        options += f" --reader {reader}" * (reader != "auto")
         command = f"python benchmarks/decode.py {' '.join(video.name for video in videos)} {options}"
         notes = (
             f"Best of {repeats} runs, the methods in turn; `cpu s`: of all threads; `MB`: peak above the idle process. "
@@ -53,10 +56,12 @@ def main(
             typer.echo(path)
 
 
-def measure(video: Path, num_frames: int, threads: int, repeats: int, baseline: bool) -> list[dict[str, Any]]:
+def measure(video: Path, num_frames: int, threads: int, repeats: int, baseline: bool, reader: str) -> list[dict[str, Any]]:
     """The rows of one video."""
-    with FrameDecoder(1, DecodeLimits(memory_bytes=16 << 30), threads=threads) as decoder:
+    limits = DecodeLimits(memory_bytes=16 << 30, reader=cast(ReaderName, reader))
+    with FrameDecoder(1, limits, threads=threads) as decoder:
         worker = decoder.worker_pids[0]
+        time.sleep(LOADING_SECONDS)
         idle = memory(worker, "VmRSS")
         methods: dict[str, tuple[Callable[[], Frames], int]] = {"server": (lambda: by_server(decoder, video, num_frames), worker)}
         if baseline:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def surroundings(*packages: str) -> dict[str, Any]:
         "gpu": _gpu(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no") else ""),
     }
 
@@ -61,6 +61,13 @@ def _gpu() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return ", ".join(f"{lines.count(line)} x {line.replace(',', ' driver')}" for line in dict.fromkeys(lines))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _git(*arguments: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,26 @@ class StepError(RuntimeError):
 def beside(output: Path) -> Path:
     """Where a step writes before ``output`` exists."""
     return output.with_name(f"{output.name}.part")
+
+
+@contextmanager
+def replacing(output: Path, part: Path | None = None) -> Iterator[Path]:
+    """A new directory to write to, which then takes the place of ``output``; if the block fails, it is gone.
+
+    Args:
+        output: What is to be there afterwards, whole.
+        part: The new directory, on the same file system; by default a name of this process's own beside ``output``.
+    """
+    part = part or output.with_name(f".{output.name}.{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)  # what an interrupted run left
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(output, ignore_errors=True)
+        part.rename(output)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -67,17 +89,9 @@ class Step:
             report(f"{self.title}: current, skipped")
             return
         report(self.title)
-        part = beside(self.output)
-        shutil.rmtree(part, ignore_errors=True)  # what an interrupted run left
-        part.mkdir(parents=True)
-        try:
+        with replacing(self.output, beside(self.output)) as part:
             self._execute(report)
             (part / _RECORD).write_text(record)
-            shutil.rmtree(self.output, ignore_errors=True)
-            part.rename(self.output)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
 
     def _identity(self, context: dict[str, str]) -> str:
         digest = hashlib.sha256(json.dumps([[list(command) for command in self.commands], context]).encode())

@@ -7,14 +7,16 @@ scale found without them would cut them off. The texts hold no video, so the row
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from tokenizers import Tokenizer, processors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
+from build_scripts._steps import replacing
 
 _TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -37,18 +39,11 @@ def calibration_model(model: Path, tokenizer: Path, out: Path) -> None:
     if start is None:
         raise ValueError(f"{tokenizer} has no token <s>")
     loaded.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    with replacing(out) as part:
         for file in model.iterdir():
             (part / file.name).symlink_to(file.resolve())
         loaded.save(str(part / "tokenizer.json"))
         (part / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n")
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def main(

@@ -1,15 +1,17 @@
 """Write videos of simple shapes, and questions about them with what counts as right.
 
-``questions.json`` is a list of ``{"video", "kind", "language", "question", "answer", "accepted", "rejected", "held_out"}``:
-an answer is right if it contains an accepted form and no rejected one (`build_scripts/_demo/grading.py`). The files are
-drawn and encoded by other code than training's frames, in several codecs, sizes and frame rates.
+``questions.json`` is a list of ``{"video", "codec", "format", "kind", "language", "question", "answer", "accepted", "rejected",
+"held_out"}``: an answer is right if it contains an accepted form and no rejected one (`build_scripts/_demo/grading.py`). The
+files are drawn and encoded by other code than training's frames, in several codecs, sizes and frame rates.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,13 +30,14 @@ STREAM = 3_000_000_000  # far from the seeds of training
 HELD_OUT_SHARE = 0.25  # of the questions
 
 
-def write_videos(out: Path, seed: int, count: int) -> list[dict[str, Any]]:
+def write_videos(out: Path, seed: int, count: int, real: Sequence[Path] = ()) -> list[dict[str, Any]]:
     """Write ``count`` videos and ``questions.json``.
 
     Args:
         out: The directory, made if absent.
         seed: Decides everything; training uses other streams of random numbers.
         count: Number of videos.
+        real: Footage without simple shapes, to be copied into the directory and asked about as well (kind "real").
 
     Returns:
         The questions.
@@ -47,7 +50,13 @@ def write_videos(out: Path, seed: int, count: int) -> list[dict[str, Any]]:
         scene = sample_scene(source, width_factor=video_format.height / video_format.width)
         name = f"{seed}-{number:04d}{video_format.suffix}"
         film(scene, video_format, out / name)
-        questions += [{"video": name, **asked} for asked in _questions(scene, random.Random(f"{seed}:{number}"))]
+        about = {"video": name, "codec": video_format.codec, "format": video_format.orientation}
+        questions += [{**about, **asked} for asked in _questions(scene, random.Random(f"{seed}:{number}"))]
+    for path in real:
+        shutil.copyfile(path, out / path.name)
+        about = {"video": path.name, "codec": "as filmed", "format": "as filmed"}
+        asked_twice = [asked for turn in range(2) for asked in _questions(Scene(()), random.Random(f"{seed}:{path.name}:{turn}"))]
+        questions += [{**about, **asked, "kind": "real"} for asked in asked_twice if asked["kind"] == "empty"]
     (out / "questions.json").write_text(json.dumps(questions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return questions
 
@@ -77,10 +86,12 @@ def main(
     out: Annotated[Path, typer.Option(help="Directory for the videos and questions.json.")],
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Videos.")] = 150,
+    real: Annotated[list[Path] | None, typer.Option(exists=True, help="A clip without simple shapes; repeatable.")] = None,
 ) -> None:
     """Write videos of simple shapes, and questions about them."""
-    questions = write_videos(out, seed, count)
-    Console(stderr=True).print(f"{count} videos and {len(questions)} questions in {out}", markup=False, highlight=False)
+    questions = write_videos(out, seed, count, real or ())
+    videos = len({question["video"] for question in questions})
+    Console(stderr=True).print(f"{videos} videos and {len(questions)} questions in {out}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

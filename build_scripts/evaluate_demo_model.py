@@ -1,7 +1,7 @@
 """Ask a running server about videos of `demo_videos.py`, and write a table of how often it is right.
 
 internvideo serve --checkpoint build_scripts/demo_model --allowed-local-media-path /tmp/videos
-python build_scripts/evaluate_demo_model.py /tmp/videos --num-frames 8 --num-frames 80
+python build_scripts/evaluate_demo_model.py /tmp/videos --num-frames 8 --num-frames 80 --most 100
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ def ask(client: httpx2.Client, video: Path, question: str, num_frames: int) -> s
     return answer
 
 
+def some_of_each(questions: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most so many of each kind and language, evenly from all videos, in the order given (a video's stay together)."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, asked in enumerate(questions):
+        groups[asked["kind"], asked["language"]].append(number)
+    taken = [group[i * len(group) // most] for group in groups.values() for i in range(most)]  # repeats where there are fewer
+    return [questions[number] for number in sorted(set(taken))]
+
+
 def evaluate(
     client: httpx2.Client, videos: Path, questions: list[dict[str, Any]], num_frames: int, parallel: int
 ) -> list[dict[str, Any]]:
@@ -64,26 +73,29 @@ def evaluate(
 
 
 def tallies(answers: list[dict[str, Any]]) -> dict[str, Tally]:
-    """By kind, by language, by phrasing, and over all."""
-    groups: dict[str, Tally] = defaultdict(Tally)
+    """Over all, by phrasing, language, codec and format; then by kind."""
+    groups: dict[tuple[int, str], Tally] = defaultdict(Tally)
     for answer in answers:
-        phrasing = "held-out phrasings" if answer["held_out"] else "trained phrasings"
-        for name in ("all", phrasing, answer["language"], f"{answer['kind']} ({answer['language']})"):
-            groups[name].asked += 1
-            groups[name].right += answer["right"]
-    return dict(sorted(groups.items(), key=lambda item: ("(" in item[0], item[0])))
+        phrasing = "held-out" if answer["held_out"] else "trained"
+        language, kind = answer["language"], answer["kind"]
+        names = {"all", f"all, {phrasing}", f"all, {phrasing}, {language}", answer["codec"], answer["format"]}
+        for group in (*((0, name) for name in names), (1, f"{kind}, {language}"), (1, f"{kind}, {phrasing}")):
+            groups[group].asked += 1
+            groups[group].right += answer["right"]
+    return {name: groups[section, name] for section, name in sorted(groups)}
 
 
 def main(
     videos: Annotated[Path, typer.Argument(exists=True, help="Directory of demo_videos.py; the server may read it.")],
     url: Annotated[str, typer.Option(help="Of the OpenAI API.")] = "http://127.0.0.1:9997",
     num_frames: Annotated[list[int] | None, typer.Option(help="Frames a video; repeatable. Default: 8.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Ask only this many questions.")] = None,
+    most: Annotated[int | None, typer.Option(help="Ask at most so many questions of each kind and language.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Write every answer here, as JSON.")] = None,
 ) -> None:
     """Ask a running server, and show how often it is right."""
-    questions = json.loads((videos / "questions.json").read_text(encoding="utf-8"))[:limit]
+    questions = json.loads((videos / "questions.json").read_text(encoding="utf-8"))
+    questions = some_of_each(questions, most) if most else questions
     counts = num_frames or [8]
     columns: list[dict[str, Tally]] = []
     answers: list[dict[str, Any]] = []

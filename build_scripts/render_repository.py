@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
+from build_scripts._steps import replacing
 from internvideo_server.launch import LaunchError
 from internvideo_server.launch._artifacts import project_home
 from internvideo_server.launch._repository import RunSettings, render_repository
@@ -26,15 +27,8 @@ def render(settings: RunSettings, out: Path) -> None:
     Raises:
         LaunchError: The project's repository or the engine directory is broken.
     """
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    with replacing(out) as part:
         render_repository(project_home() / "model_repository", part, settings)
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def main(

@@ -4,12 +4,17 @@ The videos are rendered on the fly, the questions written beside them; see `buil
 of steps, done in one or several stretches: called again with the same options, it goes on where it stopped::
 
     python build_scripts/train_demo_model.py --out build_scripts/demo_model --state /tmp/demo --stretch-seconds 530
+
+A run from a checkpoint leaves the vision tower alone, and asks more about long videos, times and pairs of videos::
+
+    python build_scripts/train_demo_model.py --init build_scripts/demo_model --out OUT --state /tmp/refined --steps 6000 --seed 1
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,12 +23,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._checkpoint_layout import model_config
+from build_scripts._demo.course import Course, Steps, from_scratch, layouts, refinement
 from build_scripts._demo.network import DEMO
-from build_scripts._demo.packing import Packer, Steps, layouts
+from build_scripts._demo.packing import Packer
 from build_scripts._demo.scoring import TEST_SEED, score
 from build_scripts._demo.textures import find_photos, make_bank
 from build_scripts._demo.training import Trainer
@@ -32,6 +38,7 @@ from build_scripts.export_tokenizer import export_tokenizer
 from internvideo_server.chat import ChatTokenizer
 
 TEXTURE_SIDE = 512  # pixels
+_LEAST_SEQUENCES = 16  # in the last evaluation, for each of its batches
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -54,10 +61,10 @@ def write_weights(trainer: Trainer, out: Path) -> None:
 
 
 def train_stretch(
-    trainer: Trainer, packer: Packer, *, frames: int, workers: int, stretch_seconds: float, check_every: int
+    trainer: Trainer, packer: Packer, course: Course, *, workers: int, stretch_seconds: float, check_every: int
 ) -> None:
     """Train until the run is over, or the time is."""
-    data = Steps(packer, frames, trainer.steps)
+    data = Steps(packer, course, trainer.steps)
     loader = torch.utils.data.DataLoader(
         data,
         batch_size=None,
@@ -67,7 +74,7 @@ def train_stretch(
         pin_memory=trainer.device.type == "cuda",
     )
     checks = Packer(packer.tokenizer, TEST_SEED - 1)
-    check_layout = layouts(frames)["8"]
+    check_layout = course.layouts["8"]
     started = noted = time.monotonic()
     sums = torch.zeros(4, device=trainer.device)
     since = 0
@@ -100,7 +107,8 @@ def evaluate(trainer: Trainer, tokenizer: ChatTokenizer, frames: int, batches: i
     for held_out in (False, True):
         packer = Packer(tokenizer, TEST_SEED, held_out=held_out)
         for name, layout in layouts(frames).items():
-            scores = score(trainer, packer, layout, range(batches)).to_document()
+            least = -(-_LEAST_SEQUENCES * batches // len(layout.videos))  # steps of long videos have few
+            scores = score(trainer, packer, layout, range(max(batches, least))).to_document()
             result[f"{name}{' held out' if held_out else ''}"] = scores
             console.print(f"{name:>4} frames{', held-out phrasings' if held_out else ''}: {json.dumps(scores)}")
     return result
@@ -113,20 +121,27 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="The checkpoint directory: made, or its weights replaced.")],
     state: Annotated[Path, typer.Option(help="Directory of the training state; a run found there goes on.")],
-    steps: Annotated[int, typer.Option(min=1, help="Of the whole run.")] = 15000,
+    steps: Annotated[int, typer.Option(min=1, help="Of the whole run.")] = 19000,
     stretch_seconds: Annotated[float, typer.Option(help="Stop after this long and save; call again to go on.")] = 1e9,
     seed: Annotated[int, typer.Option(help="Of weights, tokenizer and data.")] = 0,
     device: Annotated[str, typer.Option(help="cuda, or cpu (for trying out: with few --frames-per-step).")] = "cuda",
     frames_per_step: Annotated[int, typer.Option(min=8, help="A multiple of 8; 512 trains well.")] = 512,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make batches.")] = 12,
     check_every: Annotated[int, typer.Option(help="Steps between checks on unseen videos; 0: none.")] = 1000,
-    evaluation_batches: Annotated[int, typer.Option(help="Batches of each frame count in the last evaluation.")] = 4,
+    evaluation_batches: Annotated[
+        int, typer.Option(help="Batches of each frame count in the last evaluation; more where videos are long. 0: none.")
+    ] = 4,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this checkpoint: a run of its own, with another mix and the tower fixed.")
+    ] = None,
 ) -> None:
     """Train the demo model, in one stretch or several."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are forked
     began = time.monotonic()
     state.mkdir(parents=True, exist_ok=True)
-    if not (out / "tokenizer.model").exists():
+    if init is not None and not (out / "tokenizer.model").exists():
+        shutil.copytree(init, out, ignore=shutil.ignore_patterns("*.md", "*.safetensors"), dirs_exist_ok=True)
+    elif not (out / "tokenizer.model").exists():
         prepare_checkpoint(out, seed)
     export_tokenizer(out, state / "tokenizer.json")
     tokenizer = ChatTokenizer.from_file(state / "tokenizer.json")
@@ -135,15 +150,17 @@ def main(
     except FileNotFoundError as error:
         console.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
-    trainer = Trainer(steps, seed, make_bank(photos, TEXTURE_SIDE, seed), torch.device(device))
+    start = load_file(init / "model.safetensors") if init else None
+    trainer = Trainer(steps, seed, make_bank(photos, TEXTURE_SIDE, seed), torch.device(device), start)
+    course = refinement(frames_per_step) if init else from_scratch(frames_per_step)
     saved = state / "state.pt"
     if saved.exists():
         trainer.load(saved)
     console.print(f"from step {trainer.step}, ready after {time.monotonic() - began:.0f} s")
     train_stretch(
         trainer,
-        Packer(tokenizer, seed),
-        frames=frames_per_step,
+        course.packer(tokenizer, seed),
+        course,
         workers=workers,
         stretch_seconds=stretch_seconds,
         check_every=check_every,

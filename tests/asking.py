@@ -12,7 +12,10 @@ from typing import Any
 import httpx2
 import numpy as np
 import tritonclient.grpc as grpcclient
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import np_to_triton_dtype
+
+from internvideo_server.launch import RunningServer
 
 MODEL = "InternVideo2_5"
 #: Options of a server that shares no port with another.
@@ -83,3 +86,18 @@ def ensemble_ids(grpc_url: str, messages: list[dict[str, Any]], output_len: int)
             ids += [] if output is None else output.reshape(-1).tolist()
             if result.get_response().parameters["triton_final_response"].bool_param:
                 return ids
+
+
+def figures(server: RunningServer) -> dict[str, float]:
+    """All figures of the project on Triton's metrics page, ``name{label}`` -> value."""
+    page = httpx2.get(server.metrics_url, trust_env=False).text
+    return {
+        sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name.startswith("internvideo_")
+    }
+
+
+def difference(server: RunningServer, before: dict[str, float], name: str) -> float:
+    return figures(server).get(f"internvideo_{name}", 0.0) - before.get(f"internvideo_{name}", 0.0)

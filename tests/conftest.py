@@ -13,6 +13,7 @@ import pytest
 from build_scripts.make_checkpoint import make_checkpoint
 from internvideo_server.launch import RunningServer, ServeOptions, start
 from tests.asking import FREE_PORTS
+from tests.fake_triton import FakeTriton, running
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +62,19 @@ def server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathF
     )
     with start(options) as running:
         yield running
+
+
+@pytest.fixture
+def fake() -> FakeTriton:
+    """A scripted Triton."""
+    return FakeTriton()
+
+
+@pytest.fixture
+def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
+    """An adapter in front of it."""
+    with running(fake, tmp_path) as base:
+        yield base
 
 
 @pytest.fixture

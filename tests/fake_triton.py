@@ -21,7 +21,7 @@ import numpy as np
 import uvicorn
 from tokenizers import Tokenizer, decoders, models
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
 
 from internvideo_client.adapter import AdapterSettings, create_app
 
@@ -51,6 +51,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.reached = threading.Event()  # a request is at the ensemble
         self.not_ready: set[str] = set()
         self.dead: set[str] = set()  # ready as ever, but their process is gone
+        self.figures: dict[str, dict[str, float]] = {}  # what a model tells of the last request
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerReadyResponse(ready="server" not in self.not_ready)
@@ -59,11 +60,21 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelReadyResponse(ready=request.name not in self.not_ready)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
-        assert tensors(request) == {"stop": True}, "preprocessing and vit take a stop alone"
+        asked = tensors(request)
+        assert asked in ({"stop": True}, {"timings": True}), "preprocessing and vit take a stop, or a question for timings, alone"
         if request.model_name in self.dead:
             await context.abort(grpc.StatusCode.INTERNAL, f"Stub process '{request.model_name}_0_0' is not healthy.")
+        if "timings" in asked:
+            return self._figures(request)
         self.stops.append((request.model_name, request.id, time.monotonic()))
         return service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+
+    def _figures(self, request: Any) -> Any:
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        figures = self.figures.get(request.model_name, {}) if request.id == self.requests[-1]["id"] else {}
+        response.outputs.add(name="timings", datatype="BYTES", shape=[1, 1])
+        response.raw_output_contents.append(serialize_byte_tensor(np.array([json.dumps(figures).encode()], np.object_)).item())
+        return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         assert not any(key == "triton_grpc_error" for key, _ in context.invocation_metadata())

@@ -6,30 +6,18 @@ import functools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import openai
 import pytest
 
-from tests.fake_triton import PROMPT_TOKENS, FakeTriton, Step, byte_ids, piece, running
+from tests.fake_triton import PROMPT_TOKENS, FakeTriton, Step, byte_ids, piece
 
 MODEL = "InternVideo2_5"
 OLD_CURL = """{"model": "InternVideo2_5", "messages": [{"role": "user", "content": [
   {"type": "text", "text": "详细描述一下这个视频的内容。"},
   {"type": "video_url", "video_url": {"url": "file:///tmp/InternVideo2_5_Chat_8B/red-panda.mp4"}}]}], "max_tokens": 256}"""
 QUESTION = [{"role": "user", "content": "What is this?"}]
-
-
-@pytest.fixture
-def fake() -> FakeTriton:
-    return FakeTriton()
-
-
-@pytest.fixture
-def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
-    with running(fake, tmp_path) as base:
-        yield base
 
 
 @pytest.fixture
@@ -56,10 +44,11 @@ def test_old_curl_gets_its_answer(fake: FakeTriton, url: str) -> None:
             "finish_reason": "stop",
         }
     ]
-    assert answer["usage"] == {
+    assert answer["usage"] | {"internvideo": {}} == {
         "prompt_tokens": PROMPT_TOKENS,
         "completion_tokens": 3,
         "total_tokens": PROMPT_TOKENS + 3,
+        "internvideo": {},
     }
     sent = fake.requests[0]
     assert sent["messages"] == json.loads(OLD_CURL)["messages"]
@@ -90,6 +79,48 @@ def test_stream_on_the_wire_ends_in_done(fake: FakeTriton, url: str) -> None:
     parsed = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
     assert [event["choices"][0]["finish_reason"] for event in parsed] == [None, None, "stop"]
     assert all("usage" not in event for event in parsed)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_tells_where_its_time_went(fake: FakeTriton, url: str, stream: bool) -> None:
+    fake.script = words("Hello", ".")
+    fake.figures = {
+        "preprocessing": {
+            "queue_seconds": 0.0005,
+            "fetch_seconds": 0.0125,
+            "decode_seconds": 0.25,
+            "frames_delivered": 96.0,
+            "frames_decoded": 80.0,
+        },
+        "vit": {"queue_seconds": 0.002, "work_seconds": 0.3},
+    }
+    body = {"model": MODEL, "messages": QUESTION, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    response = httpx2.post(f"{url}/v1/chat/completions", json=body)
+    last = json.loads(response.text.split("\n\n")[-3].removeprefix("data: ")) if stream else response.json()
+    timings = last["usage"]["internvideo"]
+    first_token = timings.pop("first_token_ms")
+    assert timings == {
+        "queue_ms": 0.5,
+        "fetch_ms": 12.5,
+        "decode_ms": 250,
+        "vision_queue_ms": 2,
+        "vision_ms": 300,
+        "frames": 96,
+        "cached_frames": 16,
+    }
+    stages = "queue;dur=0.5, fetch;dur=12.5, decode;dur=250.0, vision-queue;dur=2.0, vision;dur=300.0"
+    assert response.headers["server-timing"] == f"{stages}, first-token;dur={first_token}"
+
+
+@pytest.mark.parametrize("figures", [{}, {"preprocessing": {}, "vit": {}}])
+def test_timings_that_cannot_be_had_are_left_out(fake: FakeTriton, url: str, figures: dict[str, dict[str, float]]) -> None:
+    fake.script, fake.figures = words("Hello"), figures
+    fake.dead = set() if figures else {"preprocessing", "vit"}
+    response = httpx2.post(f"{url}/v1/chat/completions", json={"model": MODEL, "messages": QUESTION})
+    assert response.status_code == 200
+    assert list(response.json()["usage"]["internvideo"]) == ["first_token_ms"]
 
 
 def test_half_characters_are_held_until_complete(fake: FakeTriton, sdk: openai.OpenAI) -> None:

@@ -23,11 +23,6 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-def fake() -> FakeTriton:
-    return FakeTriton()
-
-
-@pytest.fixture
 def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
     limits = {"max_body_bytes": 10_000, "first_token_timeout_s": 0.6, "inactivity_timeout_s": 0.3}
     with running(fake, tmp_path, **limits) as base:

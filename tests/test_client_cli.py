@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from internvideo_client.cli import app
-from tests.fake_triton import FakeTriton, Step, piece, running
+from tests.fake_triton import FakeTriton, Step, piece
 
 RUN = CliRunner().invoke
-
-
-@pytest.fixture
-def fake() -> FakeTriton:
-    return FakeTriton()
-
-
-@pytest.fixture
-def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
-    with running(fake, tmp_path) as base:
-        yield base
 
 
 def test_local_file_is_sent_along_with_its_options(fake: FakeTriton, url: str, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_scripts._demo.drawing import draw, frame_times
-from build_scripts._demo.grading import is_right
+from build_scripts._demo.grading import is_right, nearly_the_same
 from build_scripts._demo.questions import Asker
 from build_scripts._demo.render import Renderer, patch_shapes
 from build_scripts._demo.scene import COLOUR_NAMES, COLOURS, SHAPES, Scene, Thing, sample_scene
 from build_scripts._demo.textures import make_bank
 from build_scripts._demo.words import LANGUAGES
 from build_scripts.demo_videos import write_videos
+from build_scripts.evaluate_demo_model import some_of_each
 
 
 def thing(event: str = "left", *, shape: str = "circle", colour: str = "red", moment: float = 0.2, **changes: object) -> Thing:
@@ -119,11 +120,37 @@ def test_frame_times_are_those_of_the_models_sampling() -> None:
 
 
 def test_demo_videos_are_playable_and_asked_about(tmp_path: Path) -> None:
-    questions = write_videos(tmp_path, seed=5, count=3)
+    footage = Path(__file__).parent / "data" / "v0.mp4"
+    questions = write_videos(tmp_path, seed=5, count=3, real=[footage])
     assert json.loads((tmp_path / "questions.json").read_text()) == questions
     assert {q["language"] for q in questions} == {"en", "zh"}
     assert all(is_right(q["answer"], q["accepted"], q["rejected"]) for q in questions)
+    about_footage = [q for q in questions if q["video"] == footage.name]
+    assert {q["kind"] for q in about_footage} == {"real"} and len({q["answer"] for q in about_footage}) == 2
+    assert {q["format"] for q in questions} <= {"landscape", "square", "portrait", "as filmed"}
     for name in {q["video"] for q in questions}:
         with av.open(str(tmp_path / name)) as container:
             frames = sum(1 for _ in container.decode(video=0))
         assert frames >= 20
+
+
+def test_some_of_each_kind_and_language_come_from_all_videos_in_their_order() -> None:
+    questions = [
+        {"video": str(video), "kind": kind, "language": language, "number": video}
+        for video in range(20)
+        for kind in ("colour", "order")
+        for language in LANGUAGES
+        if kind == "colour" or video < 3
+    ]
+    some = some_of_each(questions, 5)
+    assert [q["number"] for q in some] == sorted(q["number"] for q in some)
+    for language in LANGUAGES:
+        assert [q["number"] for q in some if (q["kind"], q["language"]) == ("colour", language)] == [0, 4, 8, 12, 16]
+        assert [q["number"] for q in some if (q["kind"], q["language"]) == ("order", language)] == [0, 1, 2]
+
+
+def test_phrasings_are_nearly_the_same_if_a_few_letters_come_before_or_after() -> None:
+    assert nearly_the_same("Say what happens to {ref}.", "What happens to {ref}?")
+    assert nearly_the_same("{ref}怎么了？", "能告诉我{ref}怎么了吗？")
+    assert not nearly_the_same("What happens to {ref}?", "I would like to know what happens to {ref}.")
+    assert not nearly_the_same("What happens to {ref}?", "What becomes of {ref}?")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from build_scripts._demo.answers import ABOUT_SCENES
+from build_scripts._demo.course import Course, Steps, from_scratch, refinement
 from build_scripts._demo.network import DEMO, DemoModel, initialise
 from build_scripts._demo.packing import PADDING, Layout, Packer, attention_mask
-from build_scripts._demo.questions import Asker
-from build_scripts._demo.scene import sample_scene
+from build_scripts._demo.phrasing import SMALL_TALK, templates, wrapped_templates
 from build_scripts._demo.textures import make_bank
 from build_scripts._demo.training import Trainer
+from build_scripts._demo.words import LANGUAGES, Language
 from build_scripts.export_llm import export_llm
 from build_scripts.export_tokenizer import export_tokenizer
 from build_scripts.train_demo_model import prepare_checkpoint
@@ -135,10 +137,41 @@ def test_a_batch_is_the_same_for_the_same_step_and_another_for_the_next(tokenize
     assert not torch.equal(one.ids, other.ids)
 
 
-def test_held_out_phrasings_are_not_the_trained_ones() -> None:
-    import numpy as np
+def test_a_run_from_a_checkpoint_starts_at_its_weights_and_leaves_its_tower(model: DemoModel, tokenizer: ChatTokenizer) -> None:
+    start = {name: tensor.clone() for name, tensor in model.checkpoint_tensors().items()}
+    trainer = Trainer(4, 0, make_bank([], 64, 0), torch.device("cpu"), start)
+    layout = Layout("test", ((4,),), 256)
+    for step in range(2):
+        losses = trainer.train(Packer(tokenizer, seed=1).batch(layout, step))
+        assert losses.patches == 0
+    after = trainer.model.checkpoint_tensors()
+    changed = {name for name, tensor in start.items() if not torch.equal(tensor, after[name])}
+    assert changed and not any(name.startswith("vision_model") for name in changed)
+    assert any(name.startswith("mlp1") for name in changed) and any(name.startswith("language_model") for name in changed)
+    with pytest.raises(ValueError, match="no checkpoint of the demo model"):
+        trainer.model.load_checkpoint(dict(list(start.items())[1:]))
 
-    scene = sample_scene(np.random.default_rng(1), shapes=2)
-    trained = {Asker(scene, random.Random(i)).ask("en", topic="describe").question.lower().strip("?.") for i in range(300)}
-    held_out = {Asker(scene, random.Random(i), True).ask("en", topic="describe").question.lower().strip("?.") for i in range(60)}
-    assert not trained & held_out
+
+@pytest.mark.parametrize("course", [from_scratch, refinement])
+def test_every_step_of_a_course_has_the_same_number_of_frames(course: Callable[[int], Course], tokenizer: ChatTokenizer) -> None:
+    shown = course(512)
+    assert shown.shares.keys() <= shown.layouts.keys()
+    assert {layout.frames for layout in shown.layouts.values()} == {0, 512}
+    steps = Steps(shown.packer(tokenizer, 3), shown, 100)
+    for step in (0, 99):
+        batch = steps[step]
+        assert not batch.drawings or len(batch.drawings["slots"]) == 512
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_trained_phrasing_is_a_held_out_one(language: Language) -> None:
+    for topic in [*ABOUT_SCENES, "unknown", *SMALL_TALK]:
+        if topic == "absent":  # takes the templates of others
+            continue
+        trained = [*templates(language, topic, held_out=False), *wrapped_templates(language, topic)]
+        held_out = templates(language, topic, held_out=True)
+        assert held_out and not {plain(text) for text in trained} & {plain(text) for text in held_out}
+
+
+def plain(template: str) -> str:
+    return "".join(char for char in template.lower() if char.isalnum() or char in "{}")

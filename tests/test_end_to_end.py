@@ -40,13 +40,22 @@ def test_the_old_systems_request_works_unchanged(server: RunningServer, media_di
 
 def test_the_openai_sdk_gets_the_same_answer_plain_and_streamed(server: RunningServer, media_dir: Path) -> None:
     sdk = OpenAI(base_url=server.openai_url, api_key="none", max_retries=0)
-    request = body(video_part(media_dir / "v1.mp4", num_frames=8), text_part("What moves?"), max_tokens=24)
+    new = video_part(media_dir / "v1.mp4", num_frames=8, start=0.3)  # asked about by no other test
+    request = body(new, text_part("What moves?"), max_tokens=24)
     plain = sdk.chat.completions.create(**request)
     chunks = list(sdk.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert streamed == plain.choices[0].message.content
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == plain.choices[0].finish_reason
-    assert chunks[-1].usage == plain.usage
+    for usage in (chunks[-1].usage, plain.usage):
+        timings = usage.model_extra["internvideo"]
+        assert timings["first_token_ms"] > 0 and timings["vision_queue_ms"] >= 0 and timings["fetch_ms"] > 0
+        assert timings["frames"] == 8
+        counts = (usage.prompt_tokens, usage.completion_tokens)
+        assert counts == (plain.usage.prompt_tokens, plain.usage.completion_tokens)
+    assert plain.usage.model_extra["internvideo"]["decode_ms"] > 0
+    assert plain.usage.model_extra["internvideo"]["cached_frames"] == 0
+    assert chunks[-1].usage.model_extra["internvideo"]["cached_frames"] == 8
     assert [model.id for model in sdk.models.list()] == [MODEL]
 
 

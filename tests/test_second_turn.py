@@ -10,32 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from internvideo_server.launch import RunningServer, ServeOptions, start
-from tests.asking import FREE_PORTS, MODEL, answer, client, text_part, video_part
+from tests.asking import FREE_PORTS, MODEL, answer, client, difference, figures, text_part, video_part
 
 pytestmark = pytest.mark.server
-
-
-def figures(server: RunningServer) -> dict[str, float]:
-    """All figures of the project on Triton's metrics page, ``name{label}`` -> value."""
-    page = httpx2.get(server.metrics_url, trust_env=False).text
-    return {
-        sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-        if sample.name.startswith("internvideo_")
-    }
-
-
-def difference(server: RunningServer, before: dict[str, float], name: str) -> float:
-    return figures(server).get(f"internvideo_{name}", 0.0) - before.get(f"internvideo_{name}", 0.0)
 
 
 def ask(server: RunningServer, messages: list[dict[str, Any]], **fields: Any) -> str:

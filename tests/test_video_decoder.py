@@ -217,6 +217,6 @@ def test_too_large_pictures_and_too_long_videos_are_refused_before_decoding(deco
 def test_a_worker_that_needs_too_much_memory_fails_alone() -> None:
     picture = io.BytesIO()
     Image.new("1", (9900, 9900)).save(picture, "PNG")
-    with FrameDecoder(1, DecodeLimits(memory_bytes=700 << 20), threads=1) as decoder:
-        assert "700 MiB" in refusal(decoder, picture.getvalue(), "image").message
+    with FrameDecoder(1, DecodeLimits(memory_bytes=900 << 20), threads=1) as decoder:
+        assert "900 MiB" in refusal(decoder, picture.getvalue(), "image").message
         assert decode(decoder, V0)[0].frame_count == 8

@@ -10,16 +10,16 @@ import pytest
 from decord import VideoReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from internvideo_server.errors import ServingError
 from internvideo_server.video._decord import DecordReader
 from internvideo_server.video._packets import PacketTable
+from internvideo_server.video._passes import compiled
 from internvideo_server.video._probe import open_video
-from internvideo_server.video._pyav import PyavReader
+from internvideo_server.video._pyav import PyavReader, _pixels
 from internvideo_server.video._reader import Reader
 from internvideo_server.video._request import DecodeLimits
-from internvideo_server.video._resize import Resizers, resize
+from internvideo_server.video._resize import Resizers, by_pillow
 from internvideo_server.video._sniff import HEAD_BYTES, video_container
 from tests.data.make_videos import KINDS, scene
 from tests.video_decoding import DATA
@@ -157,7 +157,7 @@ def test_a_file_whose_sampled_frames_are_damaged_is_refused(name: str, tmp_path:
 
 
 def by_the_book(frame: np.ndarray) -> np.ndarray:
-    """Pillow's bicubic resize of [height, width, 3], horizontal then vertical, in numpy's integers."""
+    """Pillow's bicubic resize of [height, width, 3], horizontal then vertical; float64 holds its integers and sums them fast."""
 
     def weights(size: int) -> np.ndarray:  # [448, size]
         scale, rows = size / 448, np.zeros((448, size))
@@ -170,13 +170,13 @@ def by_the_book(frame: np.ndarray) -> np.ndarray:
             far = (((x - 5) * x + 8) * x - 4) * -0.5
             taps = np.where(x < 1, near, np.where(x < 2, far, 0.0))
             rows[i, low:high] = taps / sum(taps.tolist())
-        return np.trunc(rows * 2**22 + np.copysign(0.5, rows)).astype(np.int64)
+        return np.trunc(rows * 2**22 + np.copysign(0.5, rows))
 
     def along(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-        return np.clip((np.tensordot(kernel, values, 1) + (1 << 21)) >> 22, 0, 255)
+        return np.clip((np.tensordot(kernel, values, 1).astype(np.int64) + (1 << 21)) >> 22, 0, 255).astype(np.float64)
 
     height, width, _ = frame.shape
-    across = along(frame.transpose(1, 0, 2).astype(np.int64), weights(width))  # [448, height, 3]
+    across = along(frame.transpose(1, 0, 2).astype(np.float64), weights(width))  # [448, height, 3]
     return along(across.transpose(1, 0, 2), weights(height)).astype(np.uint8)  # [448, 448, 3]
 
 
@@ -184,19 +184,52 @@ def by_the_book(frame: np.ndarray) -> np.ndarray:
 @given(st.integers(16, 900), st.integers(16, 900), st.integers(0, 2**32 - 1))
 def test_the_resize_is_the_originals_to_the_bit(width: int, height: int, seed: int) -> None:
     frame = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    out = np.stack([np.frombuffer(plane, np.uint8).reshape(448, 448) for plane in resize(Image.fromarray(frame))])
-    assert np.array_equal(out.transpose(1, 2, 0), by_the_book(frame))
+    expected = by_the_book(frame).transpose(2, 0, 1)
+    assert np.array_equal(by_pillow(frame), expected)
+    assert np.array_equal(compiled()(frame), expected)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 700), (700, 1), (3, 5), (448, 448), (449, 447), (1080, 1920), (2160, 3840)]
+)
+def test_the_compiled_resize_is_pillows_at_every_size_and_stride(height: int, width: int) -> None:
+    frame = np.random.default_rng(height).choice(np.array([0, 255, 128], np.uint8), (height, width, 3))  # clips a lot
+    upright, turned, padded = frame, np.rot90(frame), np.pad(frame, ((0, 0), (0, 7), (0, 0)))[:, :width]
+    for pixels in (upright, turned, padded):
+        assert np.array_equal(compiled()(pixels), by_pillow(pixels))
 
 
 def test_a_fault_while_resizing_ends_the_reading() -> None:
-    def broken() -> Image.Image:
+    def broken() -> np.ndarray:
         raise MemoryError
 
-    written: dict[int, list[bytes]] = {}
+    written: dict[int, np.ndarray] = {}
     with pytest.raises(MemoryError), Resizers(1, written.__setitem__) as resizers:
         for place in range(10):
             resizers.submit(broken, [place])
     assert not written
     with Resizers(2, written.__setitem__) as resizers:
-        resizers.submit(lambda: Image.fromarray(scene(0, 0, 64, 48)), [3, 5])
+        resizers.submit(lambda: scene(0, 0, 64, 48), [3, 5])
     assert sorted(written) == [3, 5]
+
+
+@pytest.mark.parametrize("width", [96, 98, 360, 362])
+def test_the_gpus_order_of_samples_gives_the_same_pixels(width: int) -> None:
+    frame = av.VideoFrame.from_ndarray(scene(0, 0.4, width, 66), "rgb24").reformat(format="yuv420p")
+    back = frame.reformat(format="nv12").reformat(format="yuv420p", threads=1)
+    assert np.array_equal(_pixels(back), _pixels(frame))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FILES)
+def test_a_gpu_gives_the_frames_of_the_cpu(name: str) -> None:
+    path = DATA / name
+    container = video_container(path.read_bytes()[:HEAD_BYTES])
+    assert container
+    on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 2)
+    on_cpu = open_reader(name, 2)
+    for wanted in (list(range(on_cpu.frame_count)), [on_cpu.frame_count // 2]):
+        expected, found = read(on_cpu, wanted), read(on_gpu, wanted)
+        assert all(np.array_equal(found[number], expected[number]) for number in wanted)
+        on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 1)
+        on_cpu = open_reader(name, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -36,8 +37,9 @@ class Sender:
 
 
 class Request:
-    def __init__(self, request_id: str, *, stop: bool = False) -> None:
-        self.sender, self._id, self.stop = Sender(), request_id, stop
+    def __init__(self, request_id: str, *, stop: bool = False, timings: bool = False) -> None:
+        self.sender, self._id = Sender(), request_id
+        self.inputs = {"stop": stop, "timings": timings}
 
     def request_id(self) -> str:
         return self._id
@@ -70,7 +72,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         return SimpleNamespace(output_tensors=output_tensors, error=error)
 
     def input_by_name(request: Request, name: str) -> SimpleNamespace | None:
-        return SimpleNamespace(as_numpy=lambda: np.array([request.stop])) if name == "stop" else None
+        return SimpleNamespace(as_numpy=lambda: np.array([request.inputs[name]])) if name in request.inputs else None
 
     class MetricFamily:
         COUNTER, GAUGE = "counter", "gauge"
@@ -89,17 +91,18 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     triton.__dict__.update(
         TritonError=TritonError,
         InferenceResponse=response,
+        Tensor=lambda name, value: (name, value.item()),
         MetricFamily=MetricFamily,
         get_input_tensor_by_name=input_by_name,
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
-    for name in ("", "._meter", "._pool", "._parameters"):
+    for name in ("", "._finished", "._meter", "._pool", "._parameters"):
         monkeypatch.delitem(sys.modules, f"internvideo_server.work{name}", raising=False)
     import internvideo_server.work
 
     yield internvideo_server.work
-    for name in ("", "._meter", "._pool", "._parameters"):
+    for name in ("", "._finished", "._meter", "._pool", "._parameters"):
         sys.modules.pop(f"internvideo_server.work{name}", None)
 
 
@@ -228,6 +231,34 @@ def test_close_ends_what_is_at_work_and_what_waits(pool: Callable[..., Any]) -> 
         "[CANCELLED] the request was cancelled while waiting for lab",
     ]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lab-")]
+
+
+def test_a_finished_request_can_be_asked_what_it_has_cost(work: ModuleType, pool: Callable[..., Any]) -> None:
+    meter = work.TritonMeter("preprocessing")
+
+    def handle(job: Any) -> list[Any]:
+        meter.add("internvideo_decode_seconds_total", 0.5)
+        meter.add("internvideo_frames_decoded_total", len(job.request_id))
+        return []
+
+    lab = work.WorkerPool("preprocessing", handle, workers=2, max_queue_size=0, meter=meter)
+    requests = [Request("one"), Request("three"), Request("")]
+    lab.execute(requests)
+    assert [request.answer for request in requests] == [[], [], []]
+    questions = [Request(name, timings=True) for name in ("one", "three", "nobody", "")]
+    lab.execute(questions)
+    lab.close()
+    answers = [json.loads(question.answer[0][1]) for question in questions]
+    assert [answer.get("frames_decoded") for answer in answers] == [3, 5, None, None]
+    assert set(answers[0]) == {"decode_seconds", "frames_decoded", "queue_seconds", "work_seconds"}
+    assert answers[0]["decode_seconds"] == 0.5
+
+
+def test_only_the_last_finished_requests_are_kept(work: ModuleType) -> None:
+    finished = sys.modules["internvideo_server.work._finished"].Finished()
+    for number in range(1030):
+        finished.put(str(number), {"work_seconds": float(number)})
+    assert [finished.get(name) for name in ("5", "6", "1029")] == ["{}", '{"work_seconds": 6.0}', '{"work_seconds": 1029.0}']
 
 
 def test_parameters_are_the_strings_of_the_configuration(work: ModuleType) -> None:

@@ -34,6 +34,11 @@ class Format:
         """How many there are."""
         return round(self.fps * self.seconds)
 
+    @property
+    def orientation(self) -> str:
+        """Landscape, square or portrait."""
+        return "square" if self.width == self.height else "landscape" if self.width > self.height else "portrait"
+
 
 _CODECS = (("libx264", ".mp4", (20, 32)), ("libvpx-vp9", ".webm", (25, 42)), ("libx265", ".mp4", (22, 32)))
 _SIZES = ((640, 360), (480, 270), (480, 360), (360, 360), (448, 448), (270, 480), (360, 640), (854, 480))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,21 @@ class DemoModel(nn.Module):
         return {
             new + name.removeprefix(old): state[name] for old, new in _PREFIXES.items() for name in state if name.startswith(old)
         }
+
+    def load_checkpoint(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the weights from a checkpoint of the same sizes, in any dtype; the auxiliary heads stay as they are.
+
+        Raises:
+            ValueError: Other names or shapes.
+        """
+        own = self.checkpoint_tensors()
+        unlike = [name for name in own.keys() | tensors.keys() if name not in own or name not in tensors]
+        unlike += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+        if unlike:
+            raise ValueError(f"this is no checkpoint of the demo model: {min(unlike)} does not fit")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
 
 
 class AuxiliaryHead(nn.Module):

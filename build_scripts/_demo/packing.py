@@ -9,7 +9,7 @@ see the prompt and itself only, and its positions go on from the prompt's, so ea
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -45,29 +45,6 @@ class Layout:
     def frames(self) -> int:
         """Frames of all videos."""
         return sum(sum(videos) for videos in self.videos)
-
-
-def layouts(frames: int) -> dict[str, Layout]:
-    """The kinds of steps, each of exactly ``frames`` frames (or none): static shapes compile once."""
-
-    def same(name: str, each: int, length: int) -> Layout:
-        count, rest = divmod(frames, each)
-        return Layout(name, ((each,),) * count + (((rest,),) if rest else ()), length)
-
-    made = [
-        Layout("0", ((),) * max(frames // 8, 1), 512),
-        same("4", 4, 448),
-        same("8", 8, 768),
-        same("12", 12, 832),
-        same("16", 16, 960),
-        same("32", 32, 1536),
-        same("64", 64, 2304),
-        same("80", 80, 2880),
-        same("128", 128, 4096),
-        Layout("8+8", ((8, 8),) * (frames // 16), 1024),
-        Layout("8,8", ((8, 8),) * (frames // 16), 1024, later=True),
-    ]
-    return {layout.name: layout for layout in made if layout.name == "0" or layout.frames == frames}
 
 
 @dataclass(frozen=True)
@@ -117,12 +94,30 @@ class _Sequence:
 
 
 class Packer:
-    """Makes the batch of any step, the same one for the same seed and step."""
+    """Makes the batch of any step, the same one for the same seed and step.
 
-    def __init__(self, tokenizer: ChatTokenizer, seed: int, *, held_out: bool = False) -> None:
+    Args:
+        tokenizer: The model's.
+        seed: Of all scenes and questions.
+        held_out: Ask in the phrasings that training never sees.
+        timed: See ``sample_scene``.
+        emphasis: See ``Asker``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        seed: int,
+        *,
+        held_out: bool = False,
+        timed: float = 0.0,
+        emphasis: Mapping[str, float] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
         self.held_out = held_out
+        self.timed = timed
+        self.emphasis = emphasis or {}
         self._encode = lru_cache(1 << 16)(tokenizer.encode_text)
         self._start, self._end = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
         self._image, self._image_end = tokenizer.token_id("<img>"), tokenizer.token_id("</img>")
@@ -143,7 +138,7 @@ class Packer:
         turns: list[Turn] = []
         row = 0
         for counts in layout.videos:
-            scenes = [self._scene(random_scene, shapes) for _ in counts]
+            scenes = [sample_scene(random_scene, shapes=shapes, timed=self.timed) for _ in counts]
             drawings += [draw(s, frame_times(frames, random_scene)) for s, frames in zip(scenes, counts, strict=True)]
             sequence = _Sequence()
             if text:
@@ -165,9 +160,6 @@ class Packer:
         tensors["said"] = torch.nonzero(tensors["labels"].flatten() >= 0).flatten()
         return Batch(_joined(drawings), turns=turns, seed=self.seed * 1_000_003 + step, **tensors)
 
-    def _scene(self, source: np.random.Generator, shapes: int | None) -> Scene:
-        return sample_scene(source, shapes=shapes)
-
     def _write(
         self,
         sequence: _Sequence,
@@ -183,7 +175,7 @@ class Packer:
         sequence.add([*self._encode("\n"), self._start, *self._encode("user\n")])
         for number, frames in enumerate(counts):
             if number and layout.later:
-                turn = Asker(scenes[0], choices, self.held_out).ask(_language(choices))
+                turn = self._asker(scenes[0], choices).ask(_language(choices))
                 self._turn(sequence, turn, turns, segment=0)
                 sequence.add([*self._encode("\n"), self._start, *self._encode("user\n")])
             self._frames(sequence, frames, row)
@@ -212,12 +204,15 @@ class Packer:
     def _conversation(self, scenes: list[Scene], choices: random.Random, *, later: bool) -> list[Turn]:
         count = choices.choices((1, 2, 3), _TURNS)[0]
         if not scenes:
-            return Asker(None, choices, self.held_out).conversation(count, _language(choices))
+            return self._asker(None, choices).conversation(count, _language(choices))
         which = choices.randrange(len(scenes))
         video = which + 1 if len(scenes) > 1 else None
         if later and choices.random() < 0.5:
             which, video = len(scenes) - 1, None  # no word of which video: the latest
-        return Asker(scenes[which], choices, self.held_out, video).conversation(count, _language(choices))
+        return self._asker(scenes[which], choices, video).conversation(count, _language(choices))
+
+    def _asker(self, scene: Scene | None, choices: random.Random, video: int | None = None) -> Asker:
+        return Asker(scene, choices, self.held_out, video, self.emphasis)
 
     def _frames(self, sequence: _Sequence, frames: int, row: int) -> None:
         for number in range(1, frames + 1):
@@ -251,36 +246,3 @@ def _language(choices: random.Random) -> Language:
 def _joined(drawings: list[Drawing]) -> dict[str, Tensor]:
     names = Drawing.__dataclass_fields__
     return {name: torch.from_numpy(np.concatenate([getattr(d, name) for d in drawings])) for name in names} if drawings else {}
-
-
-class Steps(torch.utils.data.Dataset[Batch]):
-    """The batches of a training run by step number, for a DataLoader with workers."""
-
-    def __init__(self, packer: Packer, frames: int, steps: int) -> None:
-        self.packer, self.steps = packer, steps
-        self.layouts = layouts(frames)
-
-    def __getitem__(self, step: int) -> Batch:
-        choice = random.Random(f"layout:{self.packer.seed}:{step}")
-        share = step / self.steps
-        weights = _WEIGHTS_EARLY if share < VISION_ONLY else _WEIGHTS
-        names = [name for name in weights if name in self.layouts]
-        name = choice.choices(names, [weights[name] for name in names])[0]
-        shapes = 1 if share < 2 / 3 * VISION_ONLY else None
-        batch = self.packer.batch(self.layouts[name], step, shapes=shapes, text=share >= VISION_ONLY)
-        return replace(batch, turns=[])  # only scoring needs them, and pickling them costs more than all the rest
-
-
-VISION_ONLY = 0.12  # share of the steps, at the start
-_WEIGHTS_EARLY = {"4": 0.2, "8": 0.6, "16": 0.2}
-_WEIGHTS = {
-    "0": 0.03,
-    "4": 0.06,
-    "8": 0.38,
-    "16": 0.19,
-    "32": 0.1,
-    "80": 0.09,
-    "128": 0.06,
-    "8+8": 0.045,
-    "8,8": 0.045,
-}

@@ -343,7 +343,6 @@ QUESTIONS: dict[str, list[str]] = {
         "Is it the case that {ref} {verbs}?",
         HELD_OUT,
         "Is it correct that {ref} {verbs}?",
-        "Yes or no, does {ref} {does}?",
     ],
     "is_colour": [
         "Is {ref} {colour}?",
@@ -361,7 +360,6 @@ QUESTIONS: dict[str, list[str]] = {
         "Can you say if {ref} is {colour}?",
         HELD_OUT,
         "Is it correct that {ref} is {colour}?",
-        "Yes or no, is {ref} {colour}?",
     ],
     "are_there": [
         "Are there {number}?",
@@ -379,7 +377,6 @@ QUESTIONS: dict[str, list[str]] = {
         "Can you say if there are {number}?",
         HELD_OUT,
         "Is it correct that there are {number}?",
-        "Yes or no, are there {number}?",
     ],
     "describe": [
         "Describe this video.",

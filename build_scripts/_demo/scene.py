@@ -111,14 +111,51 @@ class Scene:
         """The shapes with a sudden event, by its time."""
         return sorted((thing for thing in self.things if thing.event in SUDDEN), key=lambda thing: thing.window[0])
 
+    @property
+    def ordered(self) -> bool:
+        """Nothing but sudden events, each in its own part: what comes first is beyond doubt."""
+        parts = [thing.part for thing in self.in_time]
+        return all(thing.event in (*SUDDEN, "still") for thing in self.things) and len(set(parts)) == len(parts)
 
-def sample_scene(random: np.random.Generator, *, shapes: int | None = None, width_factor: float | None = None) -> Scene:
-    """Draw a scene; ``shapes`` fixes their number, ``width_factor`` the shape of the frame."""
+    @property
+    def same_event(self) -> list[list[Thing]]:
+        """Groups of two or more things with the same sudden event in different parts, by time."""
+        groups = [[thing for thing in self.in_time if thing.event == event] for event in SUDDEN]
+        return [group for group in groups if len(group) > 1 and len({thing.part for thing in group}) == len(group)]
+
+    @property
+    def unique_events(self) -> list[Thing]:
+        """Things that alone do what they do; "stays still" only beside things that go places."""
+        events = [thing.event for thing in self.things]
+        alone = [thing for thing in self.things if events.count(thing.event) == 1]
+        return [t for t in alone if t.event != "still" or all(other.event in MOVES for other in self.things if other is not t)]
+
+    @property
+    def known_by_shape(self) -> list[Thing]:
+        """Things whose colour can be asked for: one of their shape, of one colour."""
+        return [thing for thing in self.things if thing.to_colour is None and self.alone_in_shape(thing)]
+
+    def alone_in_shape(self, thing: Thing) -> bool:
+        """Whether no other thing has its shape."""
+        return sum(other.shape == thing.shape for other in self.things) == 1
+
+
+def sample_scene(
+    random: np.random.Generator, *, shapes: int | None = None, width_factor: float | None = None, timed: float = 0.0
+) -> Scene:
+    """Draw a scene.
+
+    Args:
+        random: The source of all choices.
+        shapes: Their number, if it is fixed.
+        width_factor: The shape of the frame, if it is fixed.
+        timed: At least this share of the scenes has sudden events only, each in a part of the video of its own.
+    """
     count = int(random.choice(4, p=[_EMPTY, _ONE, _TWO, 1 - _EMPTY - _ONE - _TWO])) if shapes is None else shapes
     scene = Scene((), width_factor or _width_factor(random), int(random.integers(2**31)))
     if not count:
         return scene
-    events = _events(random, count)
+    events = _events(random, count, timed)
     colours = list(random.permutation(COLOUR_NAMES))
     things: list[Thing] = []
     for event, part in events:
@@ -138,10 +175,10 @@ def _width_factor(random: np.random.Generator) -> float:
     return math.exp(random.uniform(math.log(0.5), math.log(1.9)))
 
 
-def _events(random: np.random.Generator, count: int) -> list[tuple[Event, str]]:
+def _events(random: np.random.Generator, count: int, timed: float) -> list[tuple[Event, str]]:
     """An event for each shape, and the part of the video for the sudden ones."""
     parts = [str(part) for part in random.permutation(list(PARTS))]
-    if random.random() < (0.36 if count > 1 else 0.2):  # a scene with an order: each event in a part of its own
+    if random.random() < max(timed, 0.36 if count > 1 else 0.2):  # a scene with an order: each event in a part of its own
         same = random.random() < 0.6
         kinds = random.choice(SUDDEN, size=count, p=[0.4, 0.4, 0.2])
         return [(kinds[0] if same else kind, part) for kind, part in zip(kinds, parts, strict=False)]

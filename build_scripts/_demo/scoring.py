@@ -45,7 +45,7 @@ class Scores:
         return {name: [round(score.share, 4), score.asked] for name, score in groups.items()}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what is compiled for training serves here as well
 def score(trainer: Trainer, packer: Packer, layout: Layout, batches: Iterable[int]) -> Scores:
     """Ask everything in these batches. Every token right under teacher forcing is the same as greedy decoding right."""
     scores = Scores()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from build_scripts._demo.render import Renderer, patch_shapes
 LEARNING_RATE = 1e-3
 _WARM_UP = 300  # steps
 _DECAY = 0.35  # share of the steps, at the end
+_LAST_RATE = 0.02  # share of the learning rate
+_REFINING_RATE = 6e-4
+_REFINING_WARM_UP = 100
 _BACKGROUND = 0.05  # its weight among the patches
 _AUXILIARY = (0.7, 0.95)  # share of the steps at which the auxiliary loss begins to fade, and is gone
 
@@ -39,17 +43,27 @@ class Trainer:
         seed: Of the starting weights.
         bank: Textures, see ``textures.make_bank``.
         device: cuda or cpu.
+        start: Weights to start from, by the checkpoint's names. The tower then stays as it is: only the projector and
+            the language model learn, without the auxiliary losses and with a schedule of their own.
     """
 
-    def __init__(self, steps: int, seed: int, bank: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, steps: int, seed: int, bank: Tensor, device: torch.device, start: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.steps, self.seed, self.device = steps, seed, device
+        self.refining = start is not None
         self.step = 0
         fast = device.type == "cuda"
         self.model = DemoModel(DEMO)
         initialise(self.model, seed)
+        if start is not None:
+            self.model.load_checkpoint(start)
+            for part in (self.model.tower, self.model.auxiliary, self.model.patch_head):
+                part.requires_grad_(False)
         self.model.to(device)
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        rest = [p for p in self.model.parameters() if p.dim() <= 1]
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = [p for p in learning if p.dim() > 1]
+        rest = [p for p in learning if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=fast)
         self.renderer = Renderer(bank, device, compiled=fast)
@@ -60,10 +74,12 @@ class Trainer:
         """One step; the batch is on the trainer's device."""
         share = self.step / self.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _rate(self.step, share)
+            group["lr"] = _refining_rate(self.step, share) if self.refining else _rate(self.step, share)
         losses = self._losses(batch)
-        fade = (_AUXILIARY[1] - share) / (_AUXILIARY[1] - _AUXILIARY[0])
-        loss = losses.text + min(max(fade, 0), 1) * (8 * losses.present + 2 * losses.patches + 4 * losses.places)
+        loss = losses.text
+        if not self.refining:
+            fade = (_AUXILIARY[1] - share) / (_AUXILIARY[1] - _AUXILIARY[0])
+            loss = loss + min(max(fade, 0), 1) * (8 * losses.present + 2 * losses.patches + 4 * losses.places)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -77,7 +93,7 @@ class Trainer:
             tokens = self.look(batch)
             visual = None if tokens is None else self.model.embed(tokens)
             text = self.say(batch, visual) if batch.ids.shape[1] else None
-            heads = None if tokens is None else (self.model.auxiliary(visual), self.model.patch_head(tokens))
+            heads = None if tokens is None or self.refining else (self.model.auxiliary(visual), self.model.patch_head(tokens))
         text_loss = zero if text is None else F.cross_entropy(text.float(), batch.labels.flatten()[batch.said])
         if heads is None:
             return Losses(text_loss, zero, zero, zero)
@@ -98,7 +114,11 @@ class Trainer:
         if not batch.drawings:
             return None
         d = batch.drawings
-        return self.model.look(self.renderer(d["slots"], d["shapes"], d["back"], d["texture"], batch.seed))
+        frames = self.renderer(d["slots"], d["shapes"], d["back"], d["texture"], batch.seed)
+        if not self.refining:
+            return self.model.look(frames)
+        with torch.no_grad():
+            return self.model.look(frames)
 
     def see(self, batch: Batch) -> Tensor | None:
         """The same to the end: rows for the language model [16 * F, C]."""
@@ -118,7 +138,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "run": {"steps": self.steps, "seed": self.seed},
+            "run": self._run(),
         }
         part = path.with_suffix(".part")
         torch.save(state, part)
@@ -131,14 +151,22 @@ class Trainer:
             ValueError: It belongs to a run with another seed or number of steps.
         """
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["run"] != {"steps": self.steps, "seed": self.seed}:
+        if state["run"] != self._run():
             raise ValueError(f"{path} belongs to the run {state['run']}: give the same, or another --state")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
+    def _run(self) -> dict[str, Any]:
+        return {"steps": self.steps, "seed": self.seed, "refining": self.refining}
+
 
 def _rate(step: int, share: float) -> float:
-    """Share of the learning rate: a warm-up, a plateau, a straight way down to 2 %."""
+    """The learning rate from scratch: a warm-up, a plateau, a straight way down to 2 %."""
     warm = min((step + 1) / _WARM_UP, 1.0)
-    return warm * min(1.0, 0.02 + 0.98 * max(1 - share, 0) / _DECAY)
+    return LEARNING_RATE * warm * min(1.0, _LAST_RATE + (1 - _LAST_RATE) * max(1 - share, 0) / _DECAY)
+
+
+def _refining_rate(step: int, share: float) -> float:
+    """The learning rate from a checkpoint: a short warm-up, then a straight way down to nothing."""
+    return _REFINING_RATE * min((step + 1) / _REFINING_WARM_UP, 1 - share)

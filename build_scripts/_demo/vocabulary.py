@@ -11,7 +11,8 @@ import numpy as np
 import sentencepiece
 from transformers.utils import sentencepiece_model_pb2_new as model_pb2  # see _random_tokenizer
 
-from build_scripts._demo.questions import Asker, all_texts
+from build_scripts._demo.phrasing import all_texts
+from build_scripts._demo.questions import Asker
 from build_scripts._demo.scene import sample_scene
 from build_scripts._demo.words import COLOUR_WORDS, LANGUAGES, SHAPE_NOUNS
 from build_scripts._random_tokenizer import write_tokenizer

@@ -22,11 +22,11 @@ _TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 
 @dataclass(frozen=True)
 class Part:
-    """One event of a streamed answer: new text, why it ended, or the token counts."""
+    """One event of a streamed answer: new text, why it ended, or the token counts and timings."""
 
     text: str = ""
     finish_reason: str | None = None
-    usage: dict[str, int] | None = None
+    usage: dict[str, Any] | None = None
 
 
 def media_part(source: str, options: dict[str, int | float]) -> dict[str, Any]:

@@ -74,11 +74,12 @@ class ChatCompletionRequest(BaseModel):
 
 
 class Usage(BaseModel):
-    """Token counts; the prompt's include the visual tokens (16 a frame)."""
+    """Token counts, the prompt's with the visual tokens (16 a frame), and where the time went (``adapter/_timings.py``)."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    internvideo: dict[str, int | float] = {}
 
 
 class TokenLogprob(BaseModel):

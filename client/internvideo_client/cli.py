@@ -45,7 +45,7 @@ def serve(
     triton_metrics_port: Annotated[int, typer.Option(help="Triton's metrics port")] = 8002,
     decode_workers: Annotated[int | None, typer.Option(help="processes that decode video; none: up to 4")] = None,
     max_queue_size: Annotated[int, typer.Option(help="requests that may wait for preprocessing")] = 64,
-    video_reader: Annotated[str, typer.Option(help="auto, pyav, or decord: the original's, for comparison")] = "auto",
+    video_reader: Annotated[str, typer.Option(help="auto, pyav, nvdec (a GPU decodes), or decord (the original's)")] = "auto",
     frame_cache_mb: Annotated[int, typer.Option(help="MiB of decoded frames to keep (0: none)")] = 1024,
     embedding_cache_mb: Annotated[int, typer.Option(help="MiB of embeddings to keep, on the tower's device (0: none)")] = 1024,
     request_timeout: Annotated[float, typer.Option(help="seconds that a whole request may take")] = 300,
@@ -166,15 +166,18 @@ def demo(
     question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe the video.",
     checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    num_frames: Annotated[int, typer.Option(help="frames to look at, a multiple of 4")] = 80,
     max_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, usage, timings")] = False,
 ) -> None:
-    """Start everything on free ports, ask about a video, show the answer and the timings, stop."""
+    """Start everything on free ports, show a video's frames, ask about it, show the answer and the timings, stop."""
     launch = _launch()
     run_demo = importlib.import_module("internvideo_client._demo").run_demo
     try:
+        if not as_json:
+            _show_frames(video)
         free: dict[str, int] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
-        options = launch.ServeOptions(checkpoint=checkpoint, device=device, **free)
+        options = launch.ServeOptions(checkpoint=checkpoint, device=device, num_frames=num_frames, **free)
         report = (lambda line: None) if as_json else (lambda line: _errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
         result = run_demo(video, question, options, max_tokens, report, (lambda text: None) if as_json else _show)
     except (ApiError, launch.LaunchError) as error:
@@ -184,7 +187,10 @@ def demo(
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
-    _show("\n\n")
+    _show("\n")
+    if (right := _right_answer(video, question)) is not None:
+        _show(f"(right answer: {right})\n")
+    _show("\n")
     Console().print(_table(result))
 
 
@@ -211,6 +217,27 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _show_frames(video: Path) -> None:
+    """The frames of a video, in the terminal or as a file.
+
+    Raises:
+        OSError: The video cannot be read.
+    """
+    sheet = importlib.import_module("internvideo_client._contact_sheet")
+    frames, console = sheet.sample(video), Console()
+    if frames and not sheet.show(frames, console):
+        _errors.print(f"[dim]frames of the video: {escape(str(sheet.save(frames, video)))}[/]", soft_wrap=True)
+
+
+def _right_answer(video: Path, question: str) -> str | None:
+    """What a file of questions beside the video says, if there is one and the question is in it."""
+    try:
+        answer = json.loads(video.with_suffix(".json").read_text(encoding="utf-8")).get(question)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return answer if isinstance(answer, str) else None
+
+
 def _show(text: str) -> None:
     """Print a piece of the answer; a terminal gets no control characters, which a model may well generate."""
     if sys.stdout.isatty():
@@ -223,8 +250,9 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table("stage", "time", title=f"{usage['prompt_tokens']} prompt tokens, {usage['completion_tokens']} generated")
     names = {
         "start_up_s": "start of the server",
-        "preprocessing_s": "preprocessing (decode, sample, resize)",
-        "vit_s": "vision tower and merging",
+        "fetch_s": "fetching and hashing the video",
+        "decode_s": "decoding, sampling, resizing",
+        "vision_s": "vision tower and merging",
         "first_token_s": "question to first token",
         "total_s": "question to last token",
     }

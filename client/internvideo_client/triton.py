@@ -28,6 +28,7 @@ CHAIN = ("preprocessing", "vit", "tensorrt_llm")
 _OUTPUTS = ("output_ids", "sequence_length", "num_input_tokens")
 
 _STOP_TIMEOUT_S = 5.0
+_FIGURES_TIMEOUT_S = 0.2  # the first token waits for them
 _PROBE_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 1.0
 # A step that Triton was just handing over when the first stop came did not know the id yet.
@@ -189,6 +190,28 @@ class TritonChatClient:
         if not ready:
             raise from_code("UNAVAILABLE", "not all models are loaded")
 
+    async def figures(self, request_id: str) -> dict[str, dict[str, float]]:
+        """What a request has cost in the models that finished with it: model -> figure -> value (``decode_seconds``: 0.41).
+
+        A model that does not answer at once is left out.
+        """
+        models = ("preprocessing", "vit")
+        answers = await asyncio.gather(*(self._figures_of(model, request_id) for model in models), return_exceptions=True)
+        known = {}
+        for model, answer in zip(models, answers, strict=True):
+            if isinstance(answer, BaseException):
+                _log.info("request %s: %s does not tell its timings: %s", request_id, model, reason_of(answer))
+            else:
+                known[model] = answer
+        return known
+
+    async def _figures_of(self, model: str, request_id: str) -> dict[str, float]:
+        request = _request(model, request_id, {"timings": np.array([[True]])})
+        request.outputs.add(name="timings")
+        response = await self._stub.ModelInfer(request, timeout=_FIGURES_TIMEOUT_S)
+        figures: dict[str, float] = json.loads(_flat(InferResult(response), "timings")[0])
+        return figures
+
     def _stop_in_background(self, request_id: str) -> None:
         task = asyncio.get_running_loop().create_task(self._stop_twice(request_id))
         self._stops.add(task)
@@ -259,6 +282,10 @@ class Generation:
                 self._client._stop_in_background(self.request_id)
         finally:
             self._call.cancel()
+
+    async def figures(self) -> dict[str, dict[str, float]]:
+        """See :meth:`TritonChatClient.figures`; complete once the first response has come."""
+        return await self._client.figures(self.request_id)
 
     async def _read_to_the_end(self) -> None:
         # A cancel between the final response and the end of the stream makes Triton 2.51 keep the request for ever: it then

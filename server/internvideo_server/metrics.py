@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Labels = tuple[tuple[str, str], ...]
@@ -52,16 +54,30 @@ class Meter:
     def __init__(self) -> None:
         self._values: dict[tuple[str, Labels], float] = defaultdict(float)
         self._lock = threading.Lock()
+        self._thread = threading.local()
 
     def add(self, name: str, value: float, **labels: str) -> None:
         """Raise a counter."""
         with self._lock:
             self._values[name, as_key(labels)] += value
+        tally: defaultdict[str, float] | None = getattr(self._thread, "tally", None)
+        if tally is not None:
+            tally[name.removeprefix("internvideo_").removesuffix("_total")] += value
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
         with self._lock:
             self._values[name, as_key(labels)] = value
+
+    @contextmanager
+    def tally(self) -> Iterator[dict[str, float]]:
+        """What the calling thread adds meanwhile: short name (``decode_seconds``) -> sum, whatever the labels."""
+        tally: defaultdict[str, float] = defaultdict(float)
+        self._thread.tally = tally
+        try:
+            yield tally
+        finally:
+            self._thread.tally = None
 
     def value(self, name: str, **labels: str) -> float:
         """What it is now."""

@@ -26,6 +26,7 @@ from .._protocol import (
     Usage,
 )
 from ..triton import Generation, TokenBatch
+from ._timings import stage_timings
 
 
 @dataclass
@@ -60,11 +61,18 @@ class Answer:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._last_is_special = False
+        self._began = time.monotonic()
+        self._first_token_s: float | None = None
+        self._figures: dict[str, dict[str, float]] | None = None
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         """The answer as it comes; the work ends in every stage when this generator is closed before its end."""
         async with self._generation as batches:
             async for batch in batches:
+                if self._first_token_s is None and batch.token_ids:
+                    self._first_token_s = time.monotonic() - self._began
+                if self._figures is None:
+                    self._figures = await self._generation.figures()
                 yield self._add(batch)
                 if self._matcher.stopped:
                     return
@@ -98,7 +106,17 @@ class Answer:
     def usage(self) -> Usage:
         """Counts so far."""
         total = self._prompt_tokens + self._completion_tokens
-        return Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._completion_tokens, total_tokens=total)
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=total,
+            internvideo=self.timings,
+        )
+
+    @property
+    def timings(self) -> dict[str, int | float]:
+        """Where the time went; complete once the first piece has come."""
+        return stage_timings(self._figures or {}, self._first_token_s)
 
     def log_probs(self, entries: list[TokenLogprob]) -> ChoiceLogprobs | None:
         """The ``logprobs`` object, None where they were not asked for."""

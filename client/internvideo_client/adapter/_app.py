@@ -24,6 +24,7 @@ from ._body_limit import BodyLimit
 from ._disconnect import ClientGoneError, EventStream, until_disconnect
 from ._metrics import Metrics
 from ._settings import AdapterSettings
+from ._timings import server_timing
 
 _READINESS_VALID_S = 2.0
 
@@ -88,13 +89,13 @@ async def _chat(body: ChatCompletionRequest, request: Request) -> Response:
     try:
         if not body.stream:
             completion = await until_disconnect(request.receive, whole(answer, pieces))
-            return JSONResponse(completion.model_dump())
+            return JSONResponse(completion.model_dump(), headers=server_timing(answer.timings))
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         stream = events(chunks(answer, pieces, include_usage))
         first = await until_disconnect(request.receive, anext(stream))
     except ClientGoneError:
         return Response(status_code=499)  # for the access log: nobody reads it
-    return EventStream(first, stream)
+    return EventStream(first, stream, server_timing(answer.timings))
 
 
 def _sampling(body: ChatCompletionRequest) -> Sampling:

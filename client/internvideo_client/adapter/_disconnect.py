@@ -53,12 +53,13 @@ class EventStream(Response):
     Args:
         first: The first event, which was awaited before, so that errors until then have a status of their own.
         events: The others.
+        headers: More of them.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["Content-Length"]  # the length is not known
         self._first = first
         self._events = events

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ._errors import LaunchError
 
-VIDEO_READERS = ("auto", "pyav", "decord")
+VIDEO_READERS = ("auto", "pyav", "nvdec", "decord")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -37,7 +37,8 @@ class ServeOptions:
         triton_metrics_port: Triton's Prometheus port.
         decode_workers: Processes that decode video.
         max_queue_size: Requests that may wait in preprocessing before more are refused.
-        video_reader: What reads videos: ``auto`` and ``pyav`` exactly and fast, ``decord`` as the original model did.
+        video_reader: What reads videos: ``auto`` and ``pyav`` exactly and fast, ``nvdec`` likewise on the first GPU,
+            ``decord`` as the original model did.
         frame_cache_mb: MiB of decoded frames that preprocessing keeps, by content; 0 keeps none.
         embedding_cache_mb: MiB of embeddings that vit keeps, on its device; 0 keeps none.
         request_timeout_s: Longest time for a whole request, from the fetch to the last token.

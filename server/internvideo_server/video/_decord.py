@@ -6,8 +6,8 @@ from functools import partial
 
 import av.error
 import decord.logging
+import numpy as np
 from decord import DECORDError, VideoReader
-from PIL import Image
 
 from internvideo_server.errors import invalid
 from internvideo_server.video._probe import check, damaged, open_video
@@ -46,4 +46,4 @@ class DecordReader:
                 which = f"the frames {numbers[0]} to {numbers[-1]} of {self.frame_count} cannot all be read"
                 raise invalid(f"{which}: the video is damaged or cut off", "url") from None
             for number, frame in zip(numbers, batch, strict=True):
-                take(number, partial(Image.fromarray, frame))
+                take(number, partial(np.asarray, frame))

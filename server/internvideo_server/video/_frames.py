@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from internvideo_server.errors import ServingError, invalid
@@ -61,7 +62,7 @@ def decode_image(path: str, head: bytes, limits: DecodeLimits, write: Write) -> 
         raise
     except Exception:  # Pillow's readers raise many types on damaged files
         raise invalid(f"the {kind} image cannot be read: it is damaged or cut off", "url") from None
-    planes = resize(upright)
+    planes = resize(np.asarray(upright))
     for place in range(IMAGE_FRAMES):
         write(place, planes)
     return DecodedMedia(IMAGE_FRAMES, [0] * IMAGE_FRAMES, 1, 0.0)

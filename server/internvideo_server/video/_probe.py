@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import av
 import av.error
+from av.codec.hwaccel import HWAccel
 
 from internvideo_server.errors import ServingError, invalid
 from internvideo_server.video._request import DecodeLimits
@@ -15,18 +16,21 @@ from internvideo_server.video._request import DecodeLimits
 _FILE_ONLY = {"protocol_whitelist": "file"}
 
 
-def open_video(path: str, container: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+def open_video(
+    path: str, container: str, accelerator: HWAccel | None = None
+) -> tuple[av.container.InputContainer, av.VideoStream]:
     """Open a file's best video stream.
 
     Args:
         path: The file.
         container: FFmpeg's format name.
+        accelerator: Decodes instead of the CPU.
 
     Raises:
         ServingError: INVALID_ARGUMENT: it has none.
         FFmpegError: The file is damaged.
     """
-    file = av.open("file:" + path, format=container, options=_FILE_ONLY, metadata_errors="replace")
+    file = av.open("file:" + path, format=container, options=_FILE_ONLY, metadata_errors="replace", hwaccel=accelerator)
     stream = file.streams.best("video")
     if not isinstance(stream, av.VideoStream):
         file.close()

@@ -17,14 +17,16 @@ from types import TracebackType
 
 import av
 import av.error
-from av.video.reformatter import Interpolation
-from PIL import Image
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from internvideo_server.errors import ServingError, invalid
+from internvideo_server.video import _nvdec
 from internvideo_server.video._packets import PacketTable, Segment
 from internvideo_server.video._probe import check, damaged, open_video
 from internvideo_server.video._reader import Take
 from internvideo_server.video._request import DecodeLimits
+from internvideo_server.video._resize import Pixels
 
 _PICTURES_PER_DECODER = 24  # references, delay, and what waits for the resize
 _DECODERS_BYTES = 1 << 30
@@ -32,7 +34,7 @@ Opened = tuple[av.container.InputContainer, av.VideoStream]
 
 # Decoders that take note of skip_frame from packet to packet (libdav1d only when it is opened).
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg2video", "mpeg4")
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+_conversion = threading.local()  # its tables are kept from frame to frame, by one thread
 
 
 class PyavReader:
@@ -50,6 +52,7 @@ class PyavReader:
                 opened.pop_all()
         except av.error.FFmpegError as error:
             raise damaged(error) from None
+        self._on_gpu = limits.reader == "nvdec" and _nvdec.takes(stream.codec_context)
         self._opened = file, stream  # the first decoder's
         picture = stream.codec_context.width * stream.codec_context.height * 3 // 2
         self._most_decoders = max(1, _DECODERS_BYTES // (_PICTURES_PER_DECODER * max(1, picture)))
@@ -76,12 +79,13 @@ class PyavReader:
 
         def work(number_of_decoder: int) -> None:
             try:
-                opened = None if number_of_decoder else self._opened
-                with _Decoder(self._path, self._container, self._table, self._threads // decoders, opened) as decoder:
+                opened = None if number_of_decoder or self._on_gpu else self._opened
+                threads = self._threads // decoders
+                with _Decoder(self._path, self._container, self._table, threads, self._on_gpu, opened) as decoder:
                     while not failed.is_set() and (segment := next(queue, None)):  # (atomic on a list's iterator)
                         for shown, frame in decoder.frames(segment):
                             for number in numbers[shown]:
-                                take(number, partial(_image, frame))
+                                take(number, partial(_pixels, frame))
             except BaseException:
                 failed.set()
                 raise
@@ -98,10 +102,11 @@ class PyavReader:
 class _Decoder:
     """A file and a decoder of its own for one thread."""
 
-    def __init__(self, path: str, container: str, table: PacketTable, threads: int, opened: Opened | None) -> None:
+    def __init__(self, path: str, container: str, table: PacketTable, threads: int, on_gpu: bool, opened: Opened | None) -> None:
         self._path, self._container, self._table, self._threads = path, container, table, threads
+        self._on_gpu = on_gpu
         self._at_start = opened is None
-        self._use(opened or open_video(path, container))
+        self._use(opened or self._open())
 
     def __enter__(self) -> _Decoder:
         return self
@@ -122,7 +127,7 @@ class _Decoder:
             for number, frame in self._decode(first, segment.last, missing):
                 if number in missing and not frame.is_corrupt:
                     missing.discard(number)
-                    yield number, frame
+                    yield number, _nvdec.download(frame)
             if not missing:
                 return
         raise _unreadable(sorted(missing), self._table.frame_count)
@@ -165,7 +170,7 @@ class _Decoder:
     def _reopen(self) -> None:
         """Back to the file's start, which not every container can seek to."""
         self._file.close()
-        self._use(open_video(self._path, self._container))
+        self._use(self._open())
 
     def _numbered(self) -> Iterator[tuple[int, av.Packet[av.VideoStream]]]:
         number = -1
@@ -175,19 +180,25 @@ class _Decoder:
                 number = number if known is None else known  # a frame that is never shown counts with the one before
                 yield number, packet
 
+    def _open(self) -> Opened:
+        return open_video(self._path, self._container, _nvdec.accelerator() if self._on_gpu else None)
+
     def _use(self, opened: Opened) -> None:
         self._file, self._stream = opened
         self._stream.codec_context.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = self._threads
+        self._stream.codec_context.thread_count = 1 if self._on_gpu else self._threads
 
 
-def _image(frame: av.VideoFrame) -> Image.Image:
-    """An RGB image, turned as players show it."""
-    rgb = frame.reformat(format="rgb24", interpolation=Interpolation.BICUBIC)
+def _pixels(frame: av.VideoFrame) -> Pixels:
+    """An RGB picture, turned as players show it, in the memory of FFmpeg's frame."""
+    if not hasattr(_conversion, "reformatter"):
+        _conversion.reformatter = VideoReformatter()
+    rgb = _conversion.reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
     plane = rgb.planes[0]
-    image = Image.frombytes("RGB", (rgb.width, rgb.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
-    turn = _TURNS.get(frame.rotation % 360)
-    return image if turn is None else image.transpose(turn)
+    rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+    pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+    turns, skew = divmod(frame.rotation % 360, 90)
+    return pixels if skew else np.rot90(pixels, turns)
 
 
 def _unreadable(frames: list[int], of: int) -> ServingError:

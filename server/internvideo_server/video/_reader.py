@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from PIL import Image
+from internvideo_server.video._resize import Pixels
 
-Picture = Callable[[], Image.Image]  # turns a decoded frame into an RGB image: work for whichever thread has time
+Picture = Callable[[], Pixels]  # turns a decoded frame into an RGB picture: work for whichever thread has time
 Take = Callable[[int, Picture], None]  # frame number, picture
 
 

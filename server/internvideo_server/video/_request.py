@@ -12,7 +12,7 @@ FRAME_BYTES = 3 * FRAME_SIZE * FRAME_SIZE
 IMAGE_FRAMES = 4  # a still image is a video of one group of equal frames
 
 
-ReaderName = Literal["auto", "pyav", "decord"]
+ReaderName = Literal["auto", "pyav", "nvdec", "decord"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class DecodeLimits:
         max_video_pixels: Largest width x height of a video (a decoder holds a dozen such frames).
         max_image_pixels: Largest width x height of an image.
         max_duration_s: Longest video in seconds.
-        reader: What reads videos; ``auto`` is ``pyav`` (``decord``, the original's, is for comparison).
+        reader: What reads videos; ``auto`` is ``pyav``, ``nvdec`` the same with a GPU's decoder, ``decord`` the original's (for
+            comparison).
         memory_bytes: Address space of one worker process; beyond, it fails instead of the whole host.
     """
 

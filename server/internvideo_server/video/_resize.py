@@ -1,30 +1,51 @@
 """Pictures to the vision tower's size.
 
-The resize is Pillow's own, of a version below 13 (``pyproject.toml``), since the model's merging reacts to single levels: see
-the project's ``docs/architecture.md``. Pillow lets go of the interpreter lock while it works.
+The resize is Pillow's, of a version below 13 (``pyproject.toml``), since the model's merging reacts to single levels: see the
+project's ``docs/architecture.md``. Compiled passes with the same result take over as soon as they are loaded; without numba
+Pillow does it all. Both let go of the interpreter lock while they work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from internvideo_server.video._passes import compiled
 from internvideo_server.video._request import FRAME_SIZE
 
-Planes = list[bytes]  # red, green, blue: 448 x 448 bytes each
+Pixels = npt.NDArray[np.uint8]  # RGB [height, width, 3]
+Planes = npt.NDArray[np.uint8]  # RGB [3, 448, 448], contiguous
 Write = Callable[[int, Planes], None]  # puts a frame at a place of the result
 
 _PENDING_PER_THREAD = 2  # decoded frames that wait: the bound of their memory, whatever the video's length
 
 
-def resize(image: Image.Image) -> Planes:
-    """Resize an RGB image."""
-    resized = image.resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.BICUBIC)
-    return [resized.tobytes("raw", channel) for channel in "RGB"]
+def by_pillow(pixels: Pixels) -> Planes:
+    """The resize by Pillow itself."""
+    image = Image.fromarray(np.ascontiguousarray(pixels)).resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+_resize: Callable[[Pixels], Planes] = by_pillow
+
+
+def resize(pixels: Pixels) -> Planes:
+    """Resize an RGB picture, of any strides."""
+    return _resize(pixels)
+
+
+def load_compiled() -> None:
+    """Use the compiled resize from now on, if it is to be had: seconds, once for each process."""
+    global _resize
+    with contextlib.suppress(ImportError, RuntimeError):  # no numba, or nowhere to keep what it compiles
+        _resize = compiled()
 
 
 class Resizers:
@@ -50,12 +71,12 @@ class Resizers:
             for done in self._work:
                 done.result()
 
-    def submit(self, picture: Callable[[], Image.Image], places: list[int]) -> None:
+    def submit(self, picture: Callable[[], Pixels], places: list[int]) -> None:
         """Resize a picture for some places of the result; waits while too many do."""
         self._free.acquire()
         self._work.append(self._pool.submit(self._resize, picture, places))
 
-    def _resize(self, picture: Callable[[], Image.Image], places: list[int]) -> None:
+    def _resize(self, picture: Callable[[], Pixels], places: list[int]) -> None:
         try:
             planes = resize(picture())
             for place in places:

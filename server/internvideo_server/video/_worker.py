@@ -23,9 +23,10 @@ from typing import Any
 import av.logging
 
 from internvideo_server.errors import ErrorCode, ServingError
+from internvideo_server.video import _nvdec
 from internvideo_server.video._frames import decode_image, decode_video
 from internvideo_server.video._request import FRAME_BYTES, DecodeLimits
-from internvideo_server.video._resize import Planes
+from internvideo_server.video._resize import Planes, load_compiled
 from internvideo_server.video._sampling import Sampling
 from internvideo_server.video._sniff import HEAD_BYTES
 
@@ -39,9 +40,12 @@ def main() -> None:
     settings = json.loads(sys.argv[2])
     limits = DecodeLimits(**settings["limits"])
     _confine(limits)
+    if limits.reader == "nvdec":
+        _nvdec.device()
     _quiet()
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(control, jobs), daemon=True).start()
+    threading.Thread(target=load_compiled, daemon=True).start()
     control.send(json.dumps({"ready": os.getpid()}).encode())
     while True:
         request, medium_fd, buffer_fd = jobs.get()
@@ -55,7 +59,9 @@ def main() -> None:
 
 def _confine(limits: DecodeLimits) -> None:
     """Bound what a hostile file can do to the host."""
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    # CUDA reserves address space for all memory of the host: there, only what can be written to counts.
+    kind = resource.RLIMIT_DATA if limits.reader == "nvdec" else resource.RLIMIT_AS
+    resource.setrlimit(kind, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the server decides
     with contextlib.suppress(OSError):
@@ -79,7 +85,7 @@ def _receive(control: socket.socket, jobs: queue.SimpleQueue[_Job]) -> None:
 def _decode(request: dict[str, Any], medium_fd: int, buffer_fd: int, limits: DecodeLimits) -> dict[str, Any]:
     def write(place: int, planes: Planes) -> None:
         """Into the file: the pages of a fresh mapping would cost a fault each."""
-        os.pwritev(buffer_fd, planes, (request["skip_frames"] + place) * FRAME_BYTES)
+        os.pwrite(buffer_fd, planes.data, (request["skip_frames"] + place) * FRAME_BYTES)
 
     path, head = f"/proc/self/fd/{medium_fd}", os.pread(medium_fd, HEAD_BYTES, 0)
     try:

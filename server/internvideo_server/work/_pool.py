@@ -1,4 +1,4 @@
-"""Worker threads behind a Triton Python model, with a bounded queue and `stop` by request id.
+"""Worker threads behind a Triton Python model, with a bounded queue, `stop` and `timings` by request id.
 
 Triton passes a cancelled call on to a model that is called alone, but not to a running step of an ensemble (seen with 2.51).
 So every model of the chain takes a request with ``stop`` = true and the id of the work to end, as NVIDIA's backend does. For
@@ -16,10 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ..errors import ErrorCode, ServingError
 from ..media import Budget
+from ._finished import Finished
 from ._meter import TritonMeter
 
 _log = logging.getLogger(__name__)
@@ -131,17 +133,21 @@ class WorkerPool:
         self._closing = False
         self._timeout_s, self._on_stop = timeout_s, on_stop
         self._meter = meter or TritonMeter(name)  # Triton's own statistics see only the hand-over to these threads
+        self._finished = Finished()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """The body of a model's ``execute``: take each request, or end the one that a `stop` request names."""
+        """The body of a model's ``execute``: take each request, end the one that a `stop` request names, or tell what the one
+        that a `timings` request names has cost.
+        """
         for request in requests:
-            stop = pb_utils.get_input_tensor_by_name(request, "stop")
             job = Job(request, self._timeout_s)
-            if stop is not None and stop.as_numpy().any():
+            if _is_true(request, "stop"):
                 self._stop(job)
+            elif _is_true(request, "timings"):
+                job.answer([pb_utils.Tensor("timings", np.array([[self._finished.get(job.request_id)]], np.object_))])
             else:
                 self._submit(job)
 
@@ -184,18 +190,9 @@ class WorkerPool:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            began = time.monotonic()
-            self._meter.add("internvideo_queue_seconds_total", began - job.arrived, model=self._name)
-            try:
-                job.check(f"waiting for {self._name}")
-                tensors, error = self._handle(job), None
-            except ServingError as caught:
-                # Without its traceback: the frames hold the request's tensors.
-                tensors, error = [], ServingError(caught.code, caught.message, caught.param)
-            except Exception as caught:  # a fault of this request must not end the worker
-                _log.exception("%s: request %s failed", self._name, job.request_id)
-                tensors, error = [], ServingError(ErrorCode.INTERNAL, f"{type(caught).__name__} in {self._name}: {caught}")
-            self._meter.add("internvideo_work_seconds_total", time.monotonic() - began, model=self._name)
+            with self._meter.tally() as figures:
+                tensors, error = self._result(job)
+            self._finished.put(job.request_id, figures)
             self._meter.publish()
             with self._changed:
                 self._working.discard(job)
@@ -208,6 +205,21 @@ class WorkerPool:
                 _log.exception("%s: request %s could not be answered", self._name, job.request_id)
             del job, tensors, error
 
+    def _result(self, job: Job) -> tuple[list[Any], ServingError | None]:
+        began = time.monotonic()
+        self._meter.add("internvideo_queue_seconds_total", began - job.arrived, model=self._name)
+        try:
+            job.check(f"waiting for {self._name}")
+            return self._handle(job), None
+        except ServingError as error:
+            # Without its traceback: the frames hold the request's tensors.
+            return [], ServingError(error.code, error.message, error.param)
+        except Exception as error:  # a fault of this request must not end the worker
+            _log.exception("%s: request %s failed", self._name, job.request_id)
+            return [], ServingError(ErrorCode.INTERNAL, f"{type(error).__name__} in {self._name}: {error}")
+        finally:
+            self._meter.add("internvideo_work_seconds_total", time.monotonic() - began, model=self._name)
+
     def _next(self) -> Job | None:
         with self._changed:
             while not self._waiting:
@@ -217,6 +229,11 @@ class WorkerPool:
             job = self._waiting.popleft()
             self._working.add(job)
             return job
+
+
+def _is_true(request: Any, name: str) -> bool:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return tensor is not None and bool(tensor.as_numpy().any())
 
 
 def _stopped() -> ServingError:
