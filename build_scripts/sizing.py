@@ -18,7 +18,7 @@ import typer
 from internvideo_server.checkpoint import Checkpoint
 from internvideo_server.doctor._memory import ENGINE_ALLOWANCE, GIB, VISION_ALLOWANCE, kv_bytes_per_token
 from internvideo_server.doctor._shapes import expected_shapes
-from internvideo_server.launch._engine import cuda_pool_bytes, table_bytes
+from internvideo_server.launch._engine import prompt_table_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._checkpoint_layout import DIMENSIONS, Size, model_config
@@ -42,7 +42,7 @@ def gpu_bytes(plan: Plan) -> dict[str, int]:
     return {
         "weights": engine_bytes(llm, plan.quantization) // plan.world_size,
         "KV cache": sizes.max_batch_size * sizes.max_seq_len * token,
-        "prompt tables": cuda_pool_bytes(limits) + sizes.max_batch_size * table_bytes(limits),
+        "prompt tables": prompt_table_bytes(limits),
         "vision tower": 2 * vision + VISION_ALLOWANCE,
         "allowance": ENGINE_ALLOWANCE,
     }

@@ -6,14 +6,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internvideo_server.cache import ByteLru, Flights, LeaseBook, LeaseClient, LeaseServer, socket_name
+from internvideo_server.cache import ByteLru, Flights, LeaseBook, LeaseClient, LeaseServer, TicketBook, socket_name
 from internvideo_server.errors import ErrorCode, ServingError, invalid
 from internvideo_server.media import Budget
 from internvideo_server.metrics import Meter
+from internvideo_server.video import FrameBuffer
 
 A, B = b"a" * 32, b"b" * 32
 FAR = 3600.0
@@ -216,7 +218,7 @@ def test_the_question_crosses_processes() -> None:
     cache, leases = book()
     cache.put(A, "embedding", 9)
     name = f"\0internvideo-test-{os.getpid()}"
-    server, client = LeaseServer(leases, name), LeaseClient(name)
+    server, client = LeaseServer(leases, TicketBook(), name), LeaseClient(name)
     try:
         ticket, held = client.lease("request", [A, B], time.monotonic() + FAR)
         assert (held, leases.take(ticket)) == ({A}, {A: "embedding"})
@@ -227,13 +229,46 @@ def test_the_question_crosses_processes() -> None:
     assert client.lease("request", [A], time.monotonic() + FAR) == (0, set())
 
 
+def test_frames_cross_processes_by_their_descriptor() -> None:
+    _, leases = book()
+    parcels: TicketBook[FrameBuffer] = TicketBook(1)
+    name = f"\0internvideo-test-{os.getpid()}"
+    server, client = LeaseServer(leases, parcels, name), LeaseClient(name)
+    try:
+        with FrameBuffer() as buffer:
+            os.write(buffer.fd, bytes(3 * 448 * 448) + b"\7" * 3 * 448 * 448)
+            buffer.frame_count = 2
+            ticket = client.give(0, "request", {A: buffer}, time.monotonic() + FAR)
+        assert ticket
+        assert client.give(0, "another", {A: FrameBuffer()}, time.monotonic() + FAR) == 0  # there is no room
+        [got] = parcels.take(ticket).values()
+        frame = np.empty((1, 3, 448, 448), np.uint8)
+        got.read(1, frame)
+        assert (frame == 7).all()
+        with pytest.raises(OSError, match="frame 2 is not in the buffer"):
+            got.read(2, frame)
+        before = open_descriptors()
+        del got
+        assert open_descriptors() == before - 1
+        assert client.give(0, "", {}, time.monotonic() + FAR) == 0
+        ticket = client.give(77, "", {A: FrameBuffer()}, time.monotonic() + FAR)
+        assert ticket == 77
+    finally:
+        server.close()
+    assert client.give(0, "request", {A: FrameBuffer()}, time.monotonic() + FAR) == 0
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def test_strangers_and_nonsense_do_not_stop_the_server() -> None:
     import socket
 
     cache, leases = book()
     cache.put(A, "embedding", 9)
     name = f"\0internvideo-test-{os.getpid()}"
-    server = LeaseServer(leases, name)
+    server = LeaseServer(leases, TicketBook(), name)
     try:
         for nonsense in (b"", b"{", b'{"keys": 3}', b'{"keys": ["zz"]}'):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:

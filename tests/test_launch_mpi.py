@@ -89,11 +89,10 @@ def test_the_ranks_of_an_engine_are_its_files_and_what_its_config_says(tmp_path:
         world_size(tmp_path)
 
 
-def test_the_pool_holds_the_tables_of_two_batches() -> None:
+def test_the_pool_holds_each_regions_table_twice() -> None:
     assert table_bytes(LIMITS) == 2048 * 4096 * 2
-    assert cuda_pool_bytes(LIMITS) == 64 << 20
-    larger = EngineLimits("bfloat16", 92560, 4096, 8, 6144, 8192, 6144, 8 * 2048)
-    assert cuda_pool_bytes(larger) == 2 * 8 * table_bytes(LIMITS)
+    assert cuda_pool_bytes(1, 1 << 20) == 64 << 20
+    assert cuda_pool_bytes(8, table_bytes(LIMITS)) == 2 * 8 * table_bytes(LIMITS)
 
 
 def test_each_rank_has_a_gpu_and_the_tower_may_have_another(tmp_path: Path) -> None:

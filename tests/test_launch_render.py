@@ -52,6 +52,8 @@ def settings_of(lab: Lab, device: Device, dtype: str, allowed: tuple[Path, ...] 
         ({"engine": Path("/engine")}, "--engine needs --checkpoint"),
         ({"checkpoint": Path("/no/such/checkpoint")}, "--checkpoint /no/such/checkpoint is not a directory"),
         ({"decode_workers": 0}, "decode_workers must be at least 1"),
+        ({"cuda_region_count": 0}, "--cuda-region-count must be at least 1"),
+        ({"cuda_region_mb": 0}, "--cuda-region-mb must be at least 1"),
     ],
 )
 def test_options_out_of_range_are_refused_by_flag(changes: dict[str, object], message: str) -> None:
@@ -97,6 +99,8 @@ def test_rendered_repository_has_the_values_of_the_run(
         "dtype": dtype,
         "device": device.name,
         "embedding_cache_bytes": str(1024 << 20),
+        "cuda_region_count": "8",
+        "cuda_region_bytes": "0",
         "kept": "as it was",
     }
     assert parameters["tensorrt_llm"] == {

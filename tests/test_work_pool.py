@@ -220,6 +220,36 @@ def test_an_answer_that_cannot_be_sent_does_not_cost_the_worker(
     assert "request broken could not be answered" in caplog.text
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_an_answer_is_made_of_is_used_again_only_when_it_is_sent(pool: Callable[..., Any], broken: bool) -> None:
+    request, responses_then = Request("a"), []
+    request.sender.broken = broken
+
+    def handle(job: Any) -> list[Any]:
+        job.until_answered.callback(lambda: responses_then.append(len(request.sender.responses)))
+        return []
+
+    lab = pool(handle)
+    lab.execute([request])
+    assert request.sender.done.wait(PATIENCE_S)
+    lab.close()
+    assert responses_then == [1]
+
+
+def test_a_refused_request_is_told_of_before_its_answer(pool: Callable[..., Any], work: ModuleType) -> None:
+    handler, refused = Handler(), []
+    lab = work.WorkerPool(
+        "lab",
+        handler,
+        workers=1,
+        max_queue_size=1,
+        on_refused=lambda job: refused.append((job.request_id, job.request is not None)),
+    )
+    lab.execute([Request("0"), Request("1"), Request("2")])
+    assert refused == [("2", True)]
+    lab.close()
+
+
 def test_close_ends_what_is_at_work_and_what_waits(pool: Callable[..., Any]) -> None:
     handler, requests = Handler(), [Request("a"), Request("b")]
     lab = pool(handler)

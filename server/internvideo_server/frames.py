@@ -8,16 +8,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from threading import Lock
 
-import numpy as np
-import numpy.typing as npt
-
 from .cache import ByteLru, Flights
 from .errors import ErrorCode, ServingError
 from .media import Budget, Digests, Identity, Media
 from .metrics import Meter
 from .video import DecodeRequest, FrameBuffer, FrameDecoder, frames_key
 
-Frames = npt.NDArray[np.uint8]  # [T, 3, 448, 448] RGB
 _KNOWN_COUNTS = 65536
 
 
@@ -48,8 +44,8 @@ class FrameStore:
 
     def __init__(self, decoder: FrameDecoder, cache_bytes: int, meter: Meter) -> None:
         self._decoder, self._meter = decoder, meter
-        self._cache: ByteLru[Frames] = ByteLru("frames", cache_bytes, meter)
-        self._flights: Flights[Frames] = Flights()
+        self._cache: ByteLru[FrameBuffer] = ByteLru("frames", cache_bytes, meter)
+        self._flights: Flights[FrameBuffer] = Flights()
         self._digests = Digests()
         self._counts: OrderedDict[bytes, int] = OrderedDict()
         self._lock = Lock()
@@ -72,8 +68,8 @@ class FrameStore:
         with self._lock:
             return self._counts.get(key)
 
-    def frames(self, named: NamedMedia, budget: Budget) -> Frames:
-        """The frames of a medium, uint8 [T, 3, 448, 448], not to be written to.
+    def frames(self, named: NamedMedia, budget: Budget) -> FrameBuffer:
+        """The frames of a medium, not to be written to.
 
         Raises:
             ServingError: See :meth:`FrameDecoder.decode`; UNAVAILABLE where the file was changed meanwhile.
@@ -88,19 +84,18 @@ class FrameStore:
             prefix = named.request.param
             raise ServingError(error.code, error.message, ".".join(filter(None, (prefix, error.param))) or None) from None
 
-    def _decode(self, named: NamedMedia, budget: Budget) -> Frames:
+    def _decode(self, named: NamedMedia, budget: Budget) -> FrameBuffer:
         began = time.monotonic()
-        with FrameBuffer() as buffer:
-            self._decoder.decode(named.medium.fd, named.request, buffer, budget)
-            frames = buffer.frames()
+        frames = FrameBuffer()
+        self._decoder.decode(named.medium.fd, named.request, frames, budget)
         if Identity.of(named.medium.fd) != named.identity and not named.medium.private:
             raise ServingError(ErrorCode.UNAVAILABLE, "the file was changed while it was read; try again", "url")
         self._meter.add("internvideo_decode_seconds_total", time.monotonic() - began)
-        self._meter.add("internvideo_frames_decoded_total", len(frames))
+        self._meter.add("internvideo_frames_decoded_total", frames.frame_count)
         if named.lasting:
             self._cache.put(named.key, frames, frames.nbytes)
             with self._lock:
-                self._counts[named.key] = len(frames)
+                self._counts[named.key] = frames.frame_count
                 while len(self._counts) > _KNOWN_COUNTS:
                     self._counts.popitem(last=False)
         return frames

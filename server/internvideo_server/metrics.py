@@ -23,6 +23,7 @@ METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "internvideo_cache_bytes": ("gauge", "Bytes in a cache"),
     "internvideo_vision_seconds_total": ("counter", "Seconds that the vision tower worked"),
     "internvideo_vision_frames_total": ("counter", "Frames that went through the vision tower"),
+    "internvideo_regions_in_use": ("gauge", "Buffers for prompt tables that are being made or handed over"),
     "internvideo_queue_seconds_total": ("counter", "Seconds that requests waited for a worker of a model"),
     "internvideo_work_seconds_total": ("counter", "Seconds that the workers of a model were at work"),
 }
@@ -40,7 +41,7 @@ _POOL = ("queue_seconds_total", "work_seconds_total")
 def of_model(model: str) -> list[tuple[str, dict[str, str]]]:
     """The metrics of a Triton model, each with its labels."""
     vision = model == "vit"
-    own = ("vision_seconds_total", "vision_frames_total") if vision else _PREPROCESSING
+    own = ("vision_seconds_total", "vision_frames_total", "regions_in_use") if vision else _PREPROCESSING
     cache = {"cache": "embeddings" if vision else "frames"}
     named: list[tuple[str, dict[str, str]]] = (
         [(name, {}) for name in own] + [(name, cache) for name in _CACHE] + [(name, {"model": model}) for name in _POOL]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from .frames import FrameStore, NamedMedia
 from .limits import EngineLimits
 from .media import Budget, Media, MediaPolicy, fetch
 from .metrics import Meter
-from .video import FRAME_SIZE, DecodeRequest, Sampling, extra_id
+from .video import FRAME_SIZE, DecodeRequest, FrameBuffer, Sampling, extra_id
 
 # The URL by which a message refers to the request's `video_bytes` input.
 ATTACHMENT_URL = "attachment:video_bytes"
@@ -29,6 +29,10 @@ class Embeddings(Protocol):
         """Hold what is there: a ticket and the keys that it holds."""
         ...
 
+    def give(self, ticket: int, request_id: str, frames: dict[bytes, FrameBuffer], deadline: float) -> int:
+        """Leave the frames of the others: the ticket now, 0 where they must go another way."""
+        ...
+
 
 @dataclass(frozen=True)
 class PreparedMedium:
@@ -37,7 +41,7 @@ class PreparedMedium:
     Attributes:
         key: Of its frames, 32 bytes.
         frame_count: T.
-        sent: How many of them are among the request's frames: T, or 0 where `vit` has the embeddings or gets the frames already.
+        sent: How many of them are among the request's frames: T, or 0 where `vit` has the embeddings or the frames already.
     """
 
     key: bytes
@@ -51,7 +55,7 @@ class Preprocessed:
 
     frames: npt.NDArray[np.uint8]  # [T, 3, 448, 448] RGB, those of the media that are sent
     media: list[PreparedMedium]
-    ticket: int  # of the lease on the embeddings of the others, 0: none
+    ticket: int  # under which `vit` holds embeddings or frames of the others, 0: none
     prompt: Prompt
     max_new_tokens: int
 
@@ -95,9 +99,12 @@ class Preprocessor:
             named = [self._name(part, video_bytes, budget, opened) for part in conversation.media]
             known = {each.key: count for each in named if (count := self.store.count(each.key)) is not None}
             ticket, held = self.embeddings.lease(request_id, list(known), budget.deadline) if known else (0, set())
-            media, frames = self._collect(named, {key: known[key] for key in held}, budget)
+            media, found = self._collect(named, {key: known[key] for key in held}, budget)
         prompt = self._prompt(conversation, media)
-        return Preprocessed(frames, media, ticket, prompt, self._max_new_tokens(prompt, output_len))
+        max_new_tokens = self._max_new_tokens(prompt, output_len)
+        if found and (given := self.embeddings.give(ticket, request_id, found, budget.deadline)):
+            ticket, found, media = given, {}, [replace(medium, sent=0) for medium in media]
+        return Preprocessed(_joined(found), media, ticket, prompt, max_new_tokens)
 
     def _name(self, part: MediaPart, video_bytes: npt.NDArray[np.uint8] | None, budget: Budget, opened: ExitStack) -> NamedMedia:
         """Open a medium and find its key."""
@@ -110,22 +117,19 @@ class Preprocessor:
 
     def _collect(
         self, named: list[NamedMedia], held: dict[bytes, int], budget: Budget
-    ) -> tuple[list[PreparedMedium], npt.NDArray[np.uint8]]:
+    ) -> tuple[list[PreparedMedium], dict[bytes, FrameBuffer]]:
         """The media, and the frames of those that `vit` does not hold, each once."""
         media: list[PreparedMedium] = []
-        sent: dict[bytes, npt.NDArray[np.uint8]] = {}
+        sent: dict[bytes, FrameBuffer] = {}
         for each in named:
             known = each.key in held or each.key in sent
             if not known:
                 sent[each.key] = self.store.frames(each, budget)
-            count = held[each.key] if each.key in held else len(sent[each.key])
+            count = held[each.key] if each.key in held else sent[each.key].frame_count
             media.append(PreparedMedium(each.key, count, 0 if known else count))
             self._check_rows(sum(medium.frame_count for medium in media), each.request.param)
         self.meter.add("internvideo_frames_delivered_total", sum(medium.frame_count for medium in media))
-        if len(sent) == 1:
-            return media, next(iter(sent.values()))
-        nothing = np.empty((0, 3, FRAME_SIZE, FRAME_SIZE), np.uint8)
-        return media, np.concatenate([nothing, *sent.values()])
+        return media, sent
 
     def _check_rows(self, frame_count: int, param: str | None) -> None:
         frames = self.limits.max_frames
@@ -163,6 +167,11 @@ class Preprocessor:
                 "max_tokens",
             )
         return limit - length if output_len == -1 else output_len
+
+
+def _joined(found: dict[bytes, FrameBuffer]) -> npt.NDArray[np.uint8]:
+    arrays = [buffer.frames() for buffer in found.values()]
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty((0, 3, FRAME_SIZE, FRAME_SIZE), np.uint8), *arrays])
 
 
 def _sampling(part: MediaPart) -> Sampling:

@@ -27,9 +27,10 @@ class TritonPythonModel:
         self._exclude_input = settings.get("exclude_input_in_output", "false") == "true"
         if not gpu:
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # a step is short: the rest is the vision tower's
+        self._device = torch.device(f"cuda:{gpu}" if gpu else "cpu")
         self._engine = Engine.load(
             Path(settings["gpt_model_path"]),
-            torch.device(f"cuda:{gpu}" if gpu else "cpu"),
+            self._device,
             max_queue_size=int(config.get("dynamic_batching", {}).get("default_queue_policy", {}).get("max_queue_size", 0)),
             reuse=self._reuse,
             cancellation_check_period=int(settings.get("cancellation_check_period_ms", "100")) / 1000,
@@ -55,7 +56,8 @@ class TritonPythonModel:
         table: torch.Tensor | None = None
         for tensor in request.inputs():
             if tensor.name() == "prompt_embedding_table":
-                table = torch.from_dlpack(tensor.to_dlpack()).clone()
+                # From the tower's GPU to this one's, which may be another.
+                table = torch.from_dlpack(tensor.to_dlpack()).to(self._device, copy=True)
                 if table.is_cuda:
                     torch.cuda.current_stream(table.device).synchronize()
             else:

@@ -1,4 +1,7 @@
-"""The question "which of these do you have?" from `preprocessing` to `vit`: one message and one answer over a local socket.
+"""What `preprocessing` and `vit` say to each other beside Triton, each in one message and one answer over a local socket.
+
+"Which of these embeddings do you have?", and "here are the frames of the others": descriptors of the memory into which they were
+decoded, so that no byte of them is copied on the way.
 
 The socket has no file (Linux's abstract names), so nothing is left behind however a process ends. Both models are children of
 one tritonserver: its process id is the name, and each side checks that the other has the same parent.
@@ -14,13 +17,17 @@ import secrets
 import socket
 import struct
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from internvideo_server.cache._leases import LeaseBook
+from internvideo_server.cache._tickets import TicketBook
+from internvideo_server.video import FrameBuffer
 
 _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 1 << 16
+_MOST_DESCRIPTORS = 64  # of one message; Linux takes 253
 _TIMEOUT_S = 0.5  # of a question that takes 0.1 ms: without an answer the frames are decoded
 
 
@@ -30,18 +37,19 @@ def socket_name() -> str:
 
 
 class LeaseServer:
-    """Answers for a :class:`LeaseBook`, on a thread of its own.
+    """Answers for the embeddings that are there, and takes in frames, on a thread of its own.
 
     Args:
-        book: The leases.
+        leases: On the embeddings.
+        parcels: Where frames wait for their requests.
         name: Of the socket.
 
     Raises:
         OSError: The name is taken.
     """
 
-    def __init__(self, book: LeaseBook[Any], name: str) -> None:
-        self._book = book
+    def __init__(self, leases: LeaseBook[Any], parcels: TicketBook[FrameBuffer], name: str) -> None:
+        self._leases, self._parcels = leases, parcels
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             self._socket.bind(name)
@@ -69,12 +77,21 @@ class LeaseServer:
                 try:
                     if _same_parent(client):
                         client.settimeout(_TIMEOUT_S)
-                        question = json.loads(client.recv(_MESSAGE_BYTES))
-                        keys = [bytes.fromhex(key) for key in question["keys"]]
-                        held = self._book.grant(question["ticket"], question["request_id"], keys, question["deadline"])
-                        client.send(json.dumps(held).encode())
+                        client.send(json.dumps(self._answer(client)).encode())
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     _log.warning("a question about embeddings failed: %r", error)
+
+    def _answer(self, client: socket.socket) -> list[bool]:
+        message, fds, _, _ = socket.recv_fds(client, _MESSAGE_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        received = [FrameBuffer(fd) for fd in fds]  # which close what is not kept
+        question = json.loads(message)
+        ticket, request_id, deadline = question["ticket"], question["request_id"], question["deadline"]
+        keys = [bytes.fromhex(key) for key in question["keys"]]
+        if not question.get("frames"):
+            return self._leases.grant(ticket, request_id, keys, deadline)
+        for buffer, count in zip(received, question["frames"], strict=True):
+            buffer.frame_count = count
+        return [self._parcels.put(ticket, request_id, deadline, dict(zip(keys, received, strict=True)))]
 
 
 class LeaseClient:
@@ -88,30 +105,55 @@ class LeaseClient:
         self._name = name
 
     def lease(self, request_id: str, keys: list[bytes], deadline: float) -> tuple[int, set[bytes]]:
-        """Which of the values are there, held for the request. No answer means none: the caller does the work.
+        """Which of the embeddings are there, held for the request. No answer means none: the caller does the work.
 
         Args:
             request_id: Triton's.
-            keys: Of the values.
+            keys: Of the embeddings.
             deadline: Of the request, in seconds of ``time.monotonic()``.
 
         Returns:
             The ticket, 0 where nothing is held, and the keys of what is held.
         """
         ticket = secrets.randbits(63) | 1
-        question = {"ticket": ticket, "request_id": request_id, "keys": [key.hex() for key in keys], "deadline": deadline}
+        held = self._ask({"ticket": ticket, "request_id": request_id, "keys": _hex(keys), "deadline": deadline})
+        found = {key for key, there in zip(keys, held, strict=False) if there}
+        return (ticket if found else 0), found
+
+    def give(self, ticket: int, request_id: str, frames: dict[bytes, FrameBuffer], deadline: float) -> int:
+        """Leave frames for the request.
+
+        Args:
+            ticket: Of its lease, 0: it has none.
+            request_id: Triton's.
+            frames: By key.
+            deadline: As for :meth:`lease`.
+
+        Returns:
+            The request's ticket now; 0: the frames were not taken and must go another way.
+        """
+        ticket = ticket or secrets.randbits(63) | 1
+        counts, fds = [buffer.frame_count for buffer in frames.values()], [buffer.fd for buffer in frames.values()]
+        question = {"ticket": ticket, "request_id": request_id, "keys": _hex(frames), "deadline": deadline, "frames": counts}
+        return ticket if fds and len(fds) <= _MOST_DESCRIPTORS and self._ask(question, fds) == [True] else 0
+
+    def _ask(self, question: dict[str, Any], fds: Sequence[int] = ()) -> list[bool]:
+        """The answer; [] where there is none."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as server:
                 server.settimeout(_TIMEOUT_S)
                 server.connect(self._name)
                 if not _same_parent(server):
-                    return 0, set()
-                server.send(json.dumps(question).encode())
-                held = json.loads(server.recv(_MESSAGE_BYTES))
+                    return []
+                socket.send_fds(server, [json.dumps(question).encode()], fds)
+                answer: list[bool] = json.loads(server.recv(_MESSAGE_BYTES))
+                return answer
         except (OSError, ValueError):
-            return 0, set()
-        found = {key for key, there in zip(keys, held, strict=True) if there}
-        return (ticket if found else 0), found
+            return []
+
+
+def _hex(keys: Iterable[bytes]) -> list[str]:
+    return [key.hex() for key in keys]
 
 
 def _same_parent(peer: socket.socket) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import Checkpoint
-from ..launch._engine import cuda_pool_bytes, pretrained_config, table_bytes
+from ..launch._engine import pretrained_config, prompt_table_bytes
 from ..limits import EngineLimits
 from ._shapes import expected_shapes
 
@@ -70,8 +70,7 @@ def memory_need(checkpoint: Checkpoint, engine: Path, limits: EngineLimits) -> M
     kv_element = 1 if algorithm in ("FP8", "INT8") else _BYTES[limits.dtype]
     token = kv_bytes_per_token(checkpoint.llm_config, mapping.get("tp_size", 1), mapping.get("pp_size", 1), kv_element)
     vision = vision_parameters(checkpoint) * _BYTES[limits.dtype] + VISION_ALLOWANCE
-    # A pool for two batches on their way, and the engine's own table for one.
-    tables = cuda_pool_bytes(limits) + limits.max_batch_size * table_bytes(limits)
+    tables = prompt_table_bytes(limits)
     request = limits.max_seq_len * token
     return MemoryNeed(weights, limits.max_batch_size * request, tables, vision, kv_per_request=request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ._keeper import shm_prefix
@@ -20,9 +21,9 @@ def triton_command(
     host: str,
     ports: dict[str, int],
     run_id: str,
-    pool: tuple[int, int] | None,
+    pools: Mapping[int, int],
 ) -> list[str]:
-    """The command line of tritonserver; ``pool`` is the tower's GPU and the bytes there for tensors between the models."""
+    """The command line of tritonserver; ``pools``: GPU -> bytes there for tensors between the models."""
     command = [
         str(server.binary),
         f"--model-repository={repository}",
@@ -41,9 +42,7 @@ def triton_command(
         f"--metrics-address={host}",
         f"--metrics-port={ports['--triton-metrics-port']}",
     ]
-    if pool is not None:
-        command.append(f"--cuda-memory-pool-byte-size={pool[0]}:{pool[1]}")
-    return command
+    return command + [f"--cuda-memory-pool-byte-size={gpu}:{size}" for gpu, size in pools.items()]
 
 
 def adapter_command(options: ServeOptions, ports: dict[str, int], grpc_url: str, engine: Path) -> list[str]:

@@ -11,6 +11,8 @@ from ._errors import LaunchError
 
 GRAMMAR_FILE = "xgrammar_tokenizer_info.json"
 
+REGION_COUNT = 8  # prompt tables that `vit` makes and hands over at once
+
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -44,9 +46,15 @@ def table_bytes(limits: EngineLimits) -> int:
     return limits.max_rows * limits.hidden_size * _BYTES[limits.dtype]
 
 
-def cuda_pool_bytes(limits: EngineLimits) -> int:
-    """Triton's pool for tensors between models: the prompt tables of two full batches, one at work and one on its way.
+def cuda_pool_bytes(region_count: int, region_bytes: int) -> int:
+    """Triton's pool for tensors between models: each region's table as `vit` sent it, and again as the engine takes it.
 
     Where it is exhausted Triton hands tables over through host memory: slower, not wrong.
     """
-    return max(2 * limits.max_batch_size * table_bytes(limits), 64 << 20)
+    return max(2 * region_count * region_bytes, 64 << 20)
+
+
+def prompt_table_bytes(limits: EngineLimits, region_count: int = REGION_COUNT) -> int:
+    """All memory for prompt tables where tower and engine share a GPU: regions, Triton's pool, the engine's own for a batch."""
+    largest = table_bytes(limits)
+    return region_count * largest + cuda_pool_bytes(region_count, largest) + limits.max_batch_size * largest

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ._engine import REGION_COUNT
 from ._errors import LaunchError
 
 VIDEO_READERS = ("auto", "pyav", "nvdec", "decord")
@@ -41,6 +42,8 @@ class ServeOptions:
             ``decord`` as the original model did.
         frame_cache_mb: MiB of decoded frames that preprocessing keeps, by content; 0 keeps none.
         embedding_cache_mb: MiB of embeddings that vit keeps, on its device; 0 keeps none.
+        cuda_region_count: Prompt tables that vit makes and hands over at once; more wait.
+        cuda_region_mb: MiB of each; None: the engine's largest table.
         request_timeout_s: Longest time for a whole request, from the fetch to the last token.
         run_directory: Where the rendered repository, the backends and the logs go; new or empty, and kept. None: a temporary
             directory, removed at the end.
@@ -71,6 +74,8 @@ class ServeOptions:
     video_reader: str = "auto"
     frame_cache_mb: int = 1024
     embedding_cache_mb: int = 1024
+    cuda_region_count: int = REGION_COUNT
+    cuda_region_mb: int | None = None
     request_timeout_s: float = 300.0
     run_directory: Path | None = None
     ready_timeout_s: float = 600.0
@@ -93,7 +98,13 @@ class ServeOptions:
             raise LaunchError(f"--kv-cache-fraction must be between 0 and 1, got {self.kv_cache_fraction}")
         if self.num_frames > self.max_frames:
             raise LaunchError(f"--num-frames {self.num_frames} is more than --max-frames {self.max_frames}")
-        for count, name in ((self.decode_workers, "decode_workers"), (self.max_queue_size, "max_queue_size")):
+        counts = {
+            "decode_workers": self.decode_workers,
+            "max_queue_size": self.max_queue_size,
+            "--cuda-region-count": self.cuda_region_count,
+            "--cuda-region-mb": 1 if self.cuda_region_mb is None else self.cuda_region_mb,
+        }
+        for name, count in counts.items():
             if count < 1:
                 raise LaunchError(f"{name} must be at least 1, got {count}")
         if self.video_reader not in VIDEO_READERS:

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ._engine import GRAMMAR_FILE, world_size
+from ._engine import GRAMMAR_FILE, REGION_COUNT, world_size
 from ._errors import LaunchError
 from ._options import Device
 
@@ -41,6 +41,8 @@ class RunSettings:
     frame_cache_mb: int = 1024
     embedding_cache_mb: int = 1024
     request_timeout_s: float = 300.0
+    cuda_region_count: int = REGION_COUNT
+    cuda_region_bytes: int = 0
 
     @property
     def tower(self) -> Device:
@@ -68,6 +70,8 @@ class RunSettings:
                 "dtype": self.dtype,
                 "device": self.tower.name,
                 "embedding_cache_bytes": str(self.embedding_cache_mb << 20),
+                "cuda_region_count": str(self.cuda_region_count),
+                "cuda_region_bytes": str(self.cuda_region_bytes),
             },
             "tensorrt_llm": self._engine_parameters(),
         }

@@ -19,7 +19,7 @@ from ..limits import EngineLimits
 from ._artifacts import compiler_environment, find_checkpoint, find_engine, project_home, resolve_dtype
 from ._backends import backend_directory
 from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
-from ._engine import cuda_pool_bytes, world_size
+from ._engine import cuda_pool_bytes, table_bytes, world_size
 from ._errors import LaunchError
 from ._keeper import shm_prefix
 from ._mpi import mpi_command, mpi_environment
@@ -160,13 +160,16 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             frame_cache_mb=options.frame_cache_mb,
             embedding_cache_mb=options.embedding_cache_mb,
             request_timeout_s=options.request_timeout_s,
+            cuda_region_count=options.cuda_region_count,
+            cuda_region_bytes=(options.cuda_region_mb or 0) << 20 or table_bytes(EngineLimits.from_engine_dir(engine)),
         )
         directory = _output_directory(options, run)
         models = render_repository(home / "model_repository", directory / "model_repository", settings)
         backends = backend_directory(server, home / "server" / "backends", engine, directory / "backends")
 
-        pool = None if vit_device.index is None else (vit_device.index, cuda_pool_bytes(EngineLimits.from_engine_dir(engine)))
-        command = triton_command(server, directory / "model_repository", backends, options.triton_host, ports, run.id, pool)
+        gpus = {each.index for each in (vit_device, device) if each.index is not None}
+        pools = dict.fromkeys(sorted(gpus), cuda_pool_bytes(settings.cuda_region_count, settings.cuda_region_bytes))
+        command = triton_command(server, directory / "model_repository", backends, options.triton_host, ports, run.id, pools)
         environment = server.environment(os.environ)
         environment |= compiler_environment(environment)
         triton = ProgramSpec(

@@ -29,11 +29,24 @@ _MAX_THREADS = 16  # more decoding threads gain nothing and cost a frame of memo
 
 
 class FrameBuffer:
-    """Frames of one request: anonymous shared memory that workers write and the server reads, gone with its last user."""
+    """Frames in anonymous shared memory that workers write and the server reads. It closes itself with its last reference.
 
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("frames", os.MFD_CLOEXEC)
+    Args:
+        fd: Of memory that another process made; default: new memory.
+
+    Attributes:
+        fd: Its descriptor, which another process can be given.
+        frame_count: T.
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        self.fd = os.memfd_create("frames", os.MFD_CLOEXEC) if fd < 0 else fd
         self.frame_count = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of all frames."""
+        return self.frame_count * FRAME_BYTES
 
     def frames(self) -> npt.NDArray[np.uint8]:
         """All frames decoded so far, uint8 [T, 3, 448, 448] RGB, without a copy.
@@ -43,7 +56,25 @@ class FrameBuffer:
         shape = (self.frame_count, 3, FRAME_SIZE, FRAME_SIZE)
         if self.frame_count == 0:
             return np.empty(shape, np.uint8)
-        return np.frombuffer(mmap.mmap(self.fd, self.frame_count * FRAME_BYTES), np.uint8).reshape(shape)
+        return np.frombuffer(mmap.mmap(self.fd, self.nbytes), np.uint8).reshape(shape)
+
+    def read(self, first: int, into: npt.NDArray[np.uint8]) -> None:
+        """Copy frames without mapping them: the pages of a fresh mapping would cost more than the copy.
+
+        Args:
+            first: Number of the first frame.
+            into: uint8 [n, 3, 448, 448], contiguous.
+
+        Raises:
+            OSError: The memory ends before the last frame.
+        """
+        view, start = into.reshape(-1).data, first * FRAME_BYTES
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.fd, [view[done:]], start + done)
+            if count == 0:
+                raise OSError(f"frame {first + done // FRAME_BYTES} is not in the buffer")
+            done += count
 
     def close(self) -> None:
         """Let go of the memory. Closing twice is fine."""
@@ -56,6 +87,10 @@ class FrameBuffer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
 
 
 class FrameDecoder:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Job:
     Attributes:
         arrived: When it came, in seconds of ``time.monotonic()``.
         deadline: Latest end of it, likewise.
+        until_answered: Closed when the answer has been sent: what the answer's tensors are made of may be used again then.
     """
 
     def __init__(self, request: Any, timeout_s: float = math.inf) -> None:
@@ -51,6 +53,7 @@ class Job:
             self.deadline = min(self.deadline, float(given.as_numpy().item()))
         self.request_id: str = request.request_id()
         self.request: Any = request
+        self.until_answered = ExitStack()
         self._sender: Any = request.get_response_sender()
         self._stopped = threading.Event()
         self._asking = threading.Lock()
@@ -78,13 +81,18 @@ class Job:
         """Whether the work should end: nobody waits any more, or its time is over."""
         return self.should_stop() or time.monotonic() >= self.deadline
 
+    @property
+    def budget(self) -> Budget:
+        """Its time and the interest in it."""
+        return Budget(self.deadline, self)
+
     def check(self, doing: str) -> None:
         """Raise if the work should end.
 
         Raises:
             ServingError: CANCELLED or DEADLINE_EXCEEDED.
         """
-        Budget(self.deadline, self).check(doing)
+        self.budget.check(doing)
 
     def answer(self, tensors: list[Any]) -> None:
         """Send the one response."""
@@ -111,6 +119,7 @@ class WorkerPool:
         timeout_s: Longest time for a request, waiting included.
         meter: Counts the seconds of waiting and of work.
         on_stop: Told the request id of each `stop`.
+        on_refused: Told each request that finds the queue full, before it is answered.
     """
 
     def __init__(
@@ -123,6 +132,7 @@ class WorkerPool:
         timeout_s: float = math.inf,
         meter: TritonMeter | None = None,
         on_stop: Callable[[str], None] | None = None,
+        on_refused: Callable[[Job], None] | None = None,
     ) -> None:
         gc.freeze()  # what the model has loaded stays: the end's collections then take milliseconds, not seconds
         self._name, self._handle = name, handle
@@ -131,7 +141,7 @@ class WorkerPool:
         self._waiting: deque[Job] = deque()
         self._working: set[Job] = set()
         self._closing = False
-        self._timeout_s, self._on_stop = timeout_s, on_stop
+        self._timeout_s, self._on_stop, self._on_refused = timeout_s, on_stop, on_refused
         self._meter = meter or TritonMeter(name)  # Triton's own statistics see only the hand-over to these threads
         self._finished = Finished()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(workers)]
@@ -185,6 +195,8 @@ class WorkerPool:
                 self._waiting.append(job)
                 self._changed.notify()
         if full:
+            if self._on_refused is not None:
+                self._on_refused(job)
             text = f"{self._name} has {self._limit} requests at work and waiting, its limit; try again later"
             job.fail(ServingError(ErrorCode.RESOURCE_EXHAUSTED, text))
 
@@ -203,7 +215,10 @@ class WorkerPool:
                     job.answer(tensors)
             except Exception:  # no room in the shared memory, say
                 _log.exception("%s: request %s could not be answered", self._name, job.request_id)
-            del job, tensors, error
+            del tensors, error
+            job.until_answered.close()
+            self._meter.publish()
+            del job
 
     def _result(self, job: Job) -> tuple[list[Any], ServingError | None]:
         began = time.monotonic()

@@ -1,0 +1,108 @@
+"""How frames leave `preprocessing`: given to `vit` where it takes them, else as the request's tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from internvideo_server.errors import ServingError
+from internvideo_server.frames import FrameStore
+from internvideo_server.limits import EngineLimits
+from internvideo_server.media import Budget, MediaPolicy
+from internvideo_server.metrics import Meter
+from internvideo_server.preprocessing import Preprocessed, Preprocessor
+from internvideo_server.video import FrameBuffer, FrameDecoder
+from tests.tokenizer_files import small_tokenizers
+from tests.video_decoding import V0, V1
+
+
+class Vit:
+    """What `vit` says to the questions."""
+
+    def __init__(self) -> None:
+        self.takes = True
+        self.given: dict[bytes, FrameBuffer] = {}
+        self.has: set[bytes] = set()
+        self.tickets: list[int] = []
+
+    def lease(self, request_id: str, keys: list[bytes], deadline: float) -> tuple[int, set[bytes]]:
+        held = self.has & set(keys)
+        return (5 if held else 0), held
+
+    def give(self, ticket: int, request_id: str, frames: dict[bytes, FrameBuffer], deadline: float) -> int:
+        self.tickets.append(ticket)
+        if not self.takes:
+            return 0
+        self.given = frames
+        return ticket or 9
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[FrameDecoder]:
+    with FrameDecoder(1) as decoder:
+        yield decoder
+
+
+@pytest.fixture
+def vit() -> Vit:
+    return Vit()
+
+
+@pytest.fixture
+def prepare(decoder: FrameDecoder, vit: Vit) -> Any:
+    tokenizer = small_tokenizers().chat
+    limits = EngineLimits("float32", tokenizer.vocab_size, 64, 2, 4000, 4096, 4000, 2 * 64 * 16)
+    meter = Meter()
+    preprocessor = Preprocessor(
+        tokenizer, limits, MediaPolicy((V0.parent,)), FrameStore(decoder, 1 << 30, meter), 128, vit, meter
+    )
+
+    def ask(*paths: Path, frames: int = 8, output_len: int = 8) -> Preprocessed:
+        parts = [{"type": "video_url", "video_url": {"url": path.as_uri(), "num_frames": frames}} for path in paths]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}]
+        return preprocessor(json.dumps(messages).encode(), output_len, None, Budget(), "request")
+
+    return ask
+
+
+def test_frames_that_vit_takes_are_not_sent(prepare: Any, vit: Vit) -> None:
+    prepared = prepare(V0, V1, V0)
+    assert prepared.frames.shape == (0, 3, 448, 448)
+    assert prepared.ticket == 9
+    assert [(medium.frame_count, medium.sent) for medium in prepared.media] == [(8, 0)] * 3
+    assert list(vit.given) == [prepared.media[0].key, prepared.media[1].key]
+    assert [buffer.frame_count for buffer in vit.given.values()] == [8, 8]
+
+
+def test_frames_that_vit_does_not_take_are_sent(prepare: Any, vit: Vit) -> None:
+    vit.takes = False
+    prepared = prepare(V0, V1, V0)
+    assert [(medium.frame_count, medium.sent) for medium in prepared.media] == [(8, 8), (8, 8), (8, 0)]
+    assert prepared.ticket == 0
+    vit.takes = True
+    prepare(V0, V1)
+    assert np.array_equal(prepared.frames, np.concatenate([buffer.frames() for buffer in vit.given.values()]))
+
+
+def test_a_lease_and_what_is_given_share_a_ticket(prepare: Any, vit: Vit) -> None:
+    first = prepare(V0)
+    vit.has = {first.media[0].key}
+    prepared = prepare(V0, V1)
+    assert prepared.ticket == 5
+    assert list(vit.given) == [prepared.media[1].key]
+    vit.takes = False
+    prepared = prepare(V0, V1)
+    assert (prepared.ticket, len(prepared.frames)) == (5, 8)
+    assert [medium.sent for medium in prepared.media] == [0, 8]
+
+
+def test_nothing_is_given_for_a_request_that_is_refused(prepare: Any, vit: Vit) -> None:
+    with pytest.raises(ServingError, match="exceed the engine's context"):
+        prepare(V0, output_len=4095)
+    prepare()
+    assert vit.tickets == []
