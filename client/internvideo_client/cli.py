@@ -28,6 +28,7 @@ def serve(
     engine: Annotated[Path | None, typer.Option(help="engine directory; none: exported once and cached")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     vit_device: Annotated[str | None, typer.Option(help="of the vision tower; none: where the engine runs")] = None,
+    vit_quantization: Annotated[str, typer.Option(help="of the vision tower: none, or fp8 (faster, less exact)")] = "none",
     kv_cache_fraction: Annotated[
         float | None, typer.Option(help="share of the free GPU memory for a TensorRT-LLM engine's KV cache")
     ] = None,
@@ -64,6 +65,7 @@ def serve(
             engine=engine,
             device=device,
             vit_device=vit_device,
+            vit_quantization=vit_quantization,
             kv_cache_fraction=kv_cache_fraction,
             dtype=dtype,
             num_frames=num_frames,

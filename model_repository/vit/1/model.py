@@ -16,7 +16,7 @@ from internvideo_server.embeddings import Embedder, NamedFrames
 from internvideo_server.errors import invalid
 from internvideo_server.limits import EngineLimits
 from internvideo_server.regions import RegionPool
-from internvideo_server.vision import Stopped, VisionModel
+from internvideo_server.vision import Quantization, Stopped, VisionModel
 from internvideo_server.work import Job, TritonMeter, WorkerPool, parameters
 
 
@@ -30,7 +30,8 @@ class TritonPythonModel:
         dtype, device = getattr(torch, settings["dtype"]), torch.device(settings["device"])
         if device.type == "cuda":
             torch.cuda.set_device(device)  # page-locked memory takes a context on the current one
-        model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), device, dtype)
+        quantization = Quantization(settings["quantization"])
+        model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), device, dtype, quantization)
         if (settings["dtype"], model.hidden_size) != (limits.dtype, limits.hidden_size):
             raise pb_utils.TritonModelException(
                 f"vit makes {settings['dtype']} rows of {model.hidden_size}, the engine takes {limits.dtype} rows of "

@@ -10,6 +10,7 @@ from ._engine import REGION_COUNT
 from ._errors import LaunchError
 
 VIDEO_READERS = ("auto", "pyav", "nvdec", "decord")
+VIT_QUANTIZATIONS = ("none", "fp8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -23,6 +24,7 @@ class ServeOptions:
             None exports one from the checkpoint into the cache.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: ``cuda:0`` where there is a GPU that the installed torch can use.
         vit_device: Where the vision tower runs, in the same words; None: where the engine runs.
+        vit_quantization: ``none``, or ``fp8``: a faster, less exact tower, for Ada, Hopper and newer GPUs.
         kv_cache_fraction: Share of the GPU memory that is free beside the engine, for a TensorRT-LLM engine's KV cache; None:
             what model_repository/tensorrt_llm says. The tower's memory must fit into the rest.
         dtype: Of the tower, the prompt table and the engine. ``auto``: the given engine's; without ``engine``, float32 on a CPU
@@ -58,6 +60,7 @@ class ServeOptions:
     engine: Path | None = None
     device: str = "auto"
     vit_device: str | None = None
+    vit_quantization: str = "none"
     kv_cache_fraction: float | None = None
     dtype: str = "auto"
     num_frames: int = 80
@@ -107,6 +110,8 @@ class ServeOptions:
         for name, count in counts.items():
             if count < 1:
                 raise LaunchError(f"{name} must be at least 1, got {count}")
+        if self.vit_quantization not in VIT_QUANTIZATIONS:
+            raise LaunchError(f"--vit-quantization must be one of {', '.join(VIT_QUANTIZATIONS)}, got {self.vit_quantization!r}")
         if self.video_reader not in VIDEO_READERS:
             raise LaunchError(f"--video-reader must be one of {', '.join(VIDEO_READERS)}, got {self.video_reader!r}")
         for size, name in ((self.frame_cache_mb, "--frame-cache-mb"), (self.embedding_cache_mb, "--embedding-cache-mb")):

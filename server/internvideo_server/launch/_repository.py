@@ -36,6 +36,7 @@ class RunSettings:
     decode_workers: int
     max_queue_size: int
     vit_device: Device | None = None
+    vit_quantization: str = "none"
     kv_cache_fraction: float | None = None
     video_reader: str = "auto"
     frame_cache_mb: int = 1024
@@ -68,6 +69,7 @@ class RunSettings:
                 "checkpoint_dir": str(self.checkpoint),
                 "engine_dir": str(self.engine),
                 "dtype": self.dtype,
+                "quantization": self.vit_quantization,
                 "device": self.tower.name,
                 "embedding_cache_bytes": str(self.embedding_cache_mb << 20),
                 "cuda_region_count": str(self.cuda_region_count),

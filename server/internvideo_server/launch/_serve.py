@@ -155,6 +155,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             decode_workers=options.decode_workers,
             max_queue_size=options.max_queue_size,
             vit_device=vit_device,
+            vit_quantization=options.vit_quantization,
             kv_cache_fraction=options.kv_cache_fraction,
             video_reader=options.video_reader,
             frame_cache_mb=options.frame_cache_mb,
