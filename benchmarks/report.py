@@ -53,6 +53,13 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _gpu() -> str:
     """Names of the GPUs and the driver, or nothing."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -61,13 +68,6 @@ def _gpu() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return ", ".join(f"{lines.count(line)} x {line.replace(',', ' driver')}" for line in dict.fromkeys(lines))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _git(*arguments: str) -> str:

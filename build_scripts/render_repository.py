@@ -37,6 +37,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Directory to make.")],
     device: Annotated[str, typer.Option(help="cpu or cuda:N: the engine's first GPU.")] = "cuda:0",
     vit_device: Annotated[str | None, typer.Option(help="Of the vision tower, if another.")] = None,
+    vit_quantization: Annotated[str, typer.Option(help="Of the vision tower: none or fp8.")] = "none",
     num_frames: Annotated[int, typer.Option(help="Frames per video where the request does not say.")] = 80,
     max_frames: Annotated[int, typer.Option(help="The most frames a request may ask for.")] = 128,
     allowed_local_media_path: Annotated[
@@ -60,6 +61,7 @@ def main(
             decode_workers=decode_workers,
             max_queue_size=max_queue_size,
             vit_device=resolve_device(vit_device) if vit_device else None,
+            vit_quantization=vit_quantization,
             kv_cache_fraction=kv_cache_fraction,
         )
         render(settings, out)

@@ -28,7 +28,7 @@ def serve(
     engine: Annotated[Path | None, typer.Option(help="engine directory; none: exported once and cached")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     vit_device: Annotated[str | None, typer.Option(help="of the vision tower; none: where the engine runs")] = None,
-    vit_quantization: Annotated[str, typer.Option(help="none, or fp8: the vision tower faster and less exact")] = "none",
+    vit_quantization: Annotated[str, typer.Option(help="of the vision tower: none, or fp8 (faster, less exact)")] = "none",
     kv_cache_fraction: Annotated[
         float | None, typer.Option(help="share of the free GPU memory for a TensorRT-LLM engine's KV cache")
     ] = None,

@@ -10,8 +10,8 @@ from ._engine import REGION_COUNT
 from ._errors import LaunchError
 
 VIDEO_READERS = ("auto", "pyav", "nvdec", "decord")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 VIT_QUANTIZATIONS = ("none", "fp8")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ServeOptions:
             None exports one from the checkpoint into the cache.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: ``cuda:0`` where there is a GPU that the installed torch can use.
         vit_device: Where the vision tower runs, in the same words; None: where the engine runs.
-        vit_quantization: ``none``, or ``fp8`` for the products in the tower's layers: faster and less exact.
+        vit_quantization: ``none``, or ``fp8``: a faster, less exact tower, for Ada, Hopper and newer GPUs.
         kv_cache_fraction: Share of the GPU memory that is free beside the engine, for a TensorRT-LLM engine's KV cache; None:
             what model_repository/tensorrt_llm says. The tower's memory must fit into the rest.
         dtype: Of the tower, the prompt table and the engine. ``auto``: the given engine's; without ``engine``, float32 on a CPU
