@@ -25,6 +25,7 @@ from benchmarks.report import surroundings, table, write
 from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, ReaderName, Sampling, sample_indices
 
 MEAN, STD = (np.array(values, np.float32)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+LOADING_SECONDS = 3.0  # the worker's compiled resize comes a moment after its start
 Frames = np.ndarray
 
 
@@ -60,6 +61,7 @@ def measure(video: Path, num_frames: int, threads: int, repeats: int, baseline: 
     limits = DecodeLimits(memory_bytes=16 << 30, reader=cast(ReaderName, reader))
     with FrameDecoder(1, limits, threads=threads) as decoder:
         worker = decoder.worker_pids[0]
+        time.sleep(LOADING_SECONDS)
         idle = memory(worker, "VmRSS")
         methods: dict[str, tuple[Callable[[], Frames], int]] = {"server": (lambda: by_server(decoder, video, num_frames), worker)}
         if baseline:

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,8 +109,10 @@ def _write_weights(out: Path, parts: list[list[TensorSpec]], dtype: Dtype, seed:
     total_size = 0
     for number, specs in enumerate(parts, start=1):
         file = "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        progress = track(specs, f"weights {number}/{len(parts)}", console=Console(stderr=True), transient=True)
-        tensors = {spec.name: _random_tensor(spec, dtype, seed) for spec in progress}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each tensor has a generator of its own, and drawing holds no lock
+            drawn = pool.map(lambda spec: (spec.name, _random_tensor(spec, dtype, seed)), specs)
+            console = Console(stderr=True)
+            tensors = dict(track(drawn, f"weights {number}/{len(parts)}", len(specs), console=console, transient=True))
         save_file(tensors, out / file, metadata={"format": "pt"})
         (out / file).chmod(0o644)  # safetensors makes it private; the server may run as another user
         weight_map |= dict.fromkeys(tensors, file)

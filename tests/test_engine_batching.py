@@ -62,8 +62,15 @@ def export(checkpoint: Path, out: Path, **limits: int) -> Path:
     return out
 
 
-def start(engine_dir: Path, *, reuse: bool = True, max_queue_size: int = 0) -> Engine:
-    return Engine(engine_dir, torch.device("cpu"), max_queue_size=max_queue_size, reuse=reuse, cancellation_check_period=0.02)
+def start(engine_dir: Path, device: str, *, reuse: bool = True, max_queue_size: int = 0) -> Engine:
+    return Engine.load(
+        engine_dir, torch.device(device), max_queue_size=max_queue_size, reuse=reuse, cancellation_check_period=0.02
+    )
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +79,16 @@ def engine_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def engine(engine_dir: Path) -> Iterator[Engine]:
-    running = start(engine_dir)
+def engine(engine_dir: Path, device: str) -> Iterator[Engine]:
+    running = start(engine_dir, device)
     yield running
     running.close()
 
 
 @pytest.fixture
-def own_engine(engine_dir: Path) -> Iterator[Engine]:
+def own_engine(engine_dir: Path, device: str) -> Iterator[Engine]:
     """For tests that count its requests, or end it."""
-    running = start(engine_dir)
+    running = start(engine_dir, device)
     yield running
     running.close()
 
@@ -154,9 +161,9 @@ def test_a_seed_gives_the_same_answer_whatever_its_neighbours(engine: Engine) ->
     assert [answer.wait() for answer in together] == [*alone, greedy]
 
 
-def test_a_reused_prefix_gives_the_answer_of_a_fresh_cache(engine: Engine, engine_dir: Path) -> None:
+def test_a_reused_prefix_gives_the_answer_of_a_fresh_cache(engine: Engine, engine_dir: Path, device: str) -> None:
     request = with_video(engine, 77, length=120)
-    fresh = start(engine_dir, reuse=False)
+    fresh = start(engine_dir, device, reuse=False)
     try:
         expected = ask(fresh, **request).wait()
     finally:
@@ -261,8 +268,8 @@ def test_stop_ends_a_running_and_a_waiting_request(own_engine: Engine) -> None:
     wait_until_idle(own_engine)
 
 
-def test_a_full_queue_is_refused(engine_dir: Path) -> None:
-    engine = start(engine_dir, max_queue_size=2)
+def test_a_full_queue_is_refused(engine_dir: Path, device: str) -> None:
+    engine = start(engine_dir, device, max_queue_size=2)
     try:
         answers = [ask(engine, prompt(seed, 10), 100) for seed in range(SLOTS + 2)]
         with pytest.raises(RefusedRequestError, match="Maximum queue size of 2 has been reached, please try again later"):
@@ -316,7 +323,7 @@ def test_the_death_of_the_generation_thread_fails_all_and_later_requests(
 
     answers = [ask(own_engine, prompt(seed, 10), 170) for seed in range(SLOTS + 2)]
     answers[0].first.wait(PATIENCE_S)
-    monkeypatch.setattr(own_engine._manager.tables, "forward", crash)
+    monkeypatch.setattr(own_engine._manager.tables, "apply_changes", crash)
     for answer in answers:
         assert answer.done.wait(PATIENCE_S)
         assert answer.error is not None and ("out of memory" in answer.error or "unload and load the model" in answer.error)
@@ -328,8 +335,8 @@ def test_the_death_of_the_generation_thread_fails_all_and_later_requests(
         own_engine.stop("anything")  # so a probe by `stop` finds out
 
 
-def test_closing_fails_what_is_under_way(engine_dir: Path) -> None:
-    engine = start(engine_dir)
+def test_closing_fails_what_is_under_way(engine_dir: Path, device: str) -> None:
+    engine = start(engine_dir, device)
     answers = [ask(engine, prompt(seed, 10), 170) for seed in range(SLOTS + 2)]
     answers[0].first.wait(PATIENCE_S)
     engine.close()
@@ -342,16 +349,16 @@ def test_closing_fails_what_is_under_way(engine_dir: Path) -> None:
 def test_an_engine_that_does_not_fit_fails_when_it_is_loaded(checkpoint: Path, tmp_path: Path) -> None:
     huge = export(checkpoint, tmp_path / "huge", max_batch_size=4096, max_seq_len=32768)
     with pytest.raises((MemoryError, RuntimeError)):
-        start(huge)
+        start(huge, "cpu")
 
 
 @pytest.mark.parametrize("case", ["f8", "f16"])
-def test_greedy_ids_are_the_original_models(golden: Path, tmp_path: Path, case: str) -> None:
+def test_greedy_ids_are_the_original_models(golden: Path, tmp_path: Path, case: str, device: str) -> None:
     """Fed with the golden vision embeddings through the prompt table."""
     reference = json.loads((golden / case / "reference.json").read_text())
     ids = np.array(reference["input_ids"])
     rows = torch.from_numpy(np.load(golden / case / "vision_embeddings.npy"))
-    engine = start(export(golden / "model", tmp_path / "golden", max_frames=16, max_seq_len=1024))
+    engine = start(export(golden / "model", tmp_path / "golden", max_frames=16, max_seq_len=1024), device)
     try:
         video = ids == reference["img_context_token_id"]
         ids[video] = EngineLimits.from_engine_dir(tmp_path / "golden").vocab_size + np.arange(video.sum())

@@ -25,6 +25,7 @@ def virtual(*rows: int) -> np.ndarray:
 
 
 def embed(tables: PromptTables, ids: list[int]) -> torch.Tensor:
+    tables.apply_changes()
     return tables(torch.tensor([ids]))[0]  # [N, hidden]
 
 

@@ -27,7 +27,7 @@ class TritonPythonModel:
         self._exclude_input = settings.get("exclude_input_in_output", "false") == "true"
         if not gpu:
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # a step is short: the rest is the vision tower's
-        self._engine = Engine(
+        self._engine = Engine.load(
             Path(settings["gpt_model_path"]),
             torch.device(f"cuda:{gpu}" if gpu else "cpu"),
             max_queue_size=int(config.get("dynamic_batching", {}).get("default_queue_policy", {}).get("max_queue_size", 0)),

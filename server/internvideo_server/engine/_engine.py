@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from transformers import LlamaForCausalLM
 
 from ..limits import EngineLimits
 from ._generation import Generation, Output
-from ._manager import BatchManager
+from ._manager import BatchManager, load_language_model
 from ._request import GenerationRequest, RefusedRequestError
 
 _log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Engine:
     """Runs requests on transformers' continuous batching and answers them as NVIDIA's ``tensorrtllm`` backend does.
 
     Args:
-        engine_dir: ``config.json`` (limits) and ``llama/``, as ``build_scripts/export_llm.py`` writes them.
-        device: Where to run.
+        model: The language model, on its device; from now on the engine's.
+        limits: What requests may ask for.
         max_queue_size: Requests that may wait for a place in the batch; 0 = no limit.
         reuse: Share the KV cache of equal prompts' beginnings.
         cancellation_check_period: Seconds between looks at each client's cancellation.
@@ -59,15 +60,15 @@ class Engine:
 
     def __init__(
         self,
-        engine_dir: Path,
-        device: torch.device,
+        model: LlamaForCausalLM,
+        limits: EngineLimits,
         *,
         max_queue_size: int,
         reuse: bool,
         cancellation_check_period: float,
         report: Callable[[int, int], None] = lambda active, waiting: None,
     ) -> None:
-        self.limits = EngineLimits.from_engine_dir(engine_dir)
+        self.limits = limits
         self._max_queue_size = max_queue_size
         self._period = cancellation_check_period
         self._report = report
@@ -76,11 +77,15 @@ class Engine:
         self._running: dict[str, _Work] = {}  # by the manager's id; cancelled ones too until no pass holds them
         self._ids = itertools.count()
         self._closing = threading.Event()
-        self._manager = BatchManager(
-            engine_dir / "llama", self.limits, device, share_prefixes=reuse, on_dropped=self._leave_batch
-        )
+        self._manager = BatchManager(model, limits, share_prefixes=reuse, on_dropped=self._leave_batch)
         self._thread = threading.Thread(target=self._answer, name="engine-answers", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def load(cls, engine_dir: Path, device: torch.device, **options: Any) -> Engine:
+        """The engine of a directory that ``build_scripts/export_llm.py`` wrote: ``config.json`` (limits) and ``llama/``."""
+        limits = EngineLimits.from_engine_dir(engine_dir)
+        return cls(load_language_model(engine_dir / "llama", limits.dtype, device), limits, **options)
 
     def submit(self, client_id: str, request: GenerationRequest, sink: Sink) -> None:
         """Queue a request.

@@ -65,8 +65,9 @@ class IdRanges:
 class PromptTables(nn.Module):
     """Token embedding that also serves the rows of the prompt tables of the requests at work.
 
-    A request takes one slot of ``max_rows`` rows for as long as it is at work. Changes are queued and done at the start of
-    the next forward pass, by the thread that runs it, so that no running pass sees a half-written slot.
+    A request takes one slot of ``max_rows`` rows for as long as it is at work. Changes are queued, and done between two
+    forward passes by the thread that runs them, so that no running pass sees a half-written slot. The tensors keep their
+    places, so a CUDA graph of the pass sees the changes.
 
     Args:
         embedding: The model's own token embedding [vocab, hidden].
@@ -105,7 +106,7 @@ class PromptTables(nn.Module):
         Args:
             input_ids: [N]; ids >= vocab_size are rows of ``table``.
             extra_ids: [N] content ids, or None where nothing may be shared.
-            table: [rows, hidden], the engine's dtype; not copied before the next forward pass.
+            table: [rows, hidden], the engine's dtype; copied before this returns.
 
         Returns:
             The slot, and the ids [N] that the manager takes.
@@ -137,7 +138,10 @@ class PromptTables(nn.Module):
         slot = self._free.popleft()
         if spans:
             index = torch.from_numpy(np.concatenate(order)).to(table.device)
-            self._changes.append((slot, spans, table[index]))
+            rows = table[index]
+            if rows.is_cuda:  # the forward passes have a stream of their own
+                torch.cuda.current_stream(rows.device).synchronize()
+            self._changes.append((slot, spans, rows))
         return slot, ids.tolist()
 
     def release(self, slot: int) -> None:
@@ -145,13 +149,16 @@ class PromptTables(nn.Module):
         self._changes.append((slot, [], None))
         self._free.append(slot)
 
-    def _apply_changes(self) -> None:
+    def apply_changes(self) -> None:
+        """Do what was queued. Called before each forward pass, by the thread that runs it."""
         while self._changes:
             slot, spans, rows = self._changes.popleft()
             self._starts[slot], self._ends[slot] = -1, -1
             row = slot * self.max_rows
             if rows is not None:
                 self._pool[row : row + len(rows)] = rows.to(self.device)
+                if rows.is_cuda:
+                    rows.record_stream(torch.cuda.current_stream(rows.device))
             for i, span in enumerate(spans):
                 self._rows[slot, i] = row
                 self._starts[slot, i], self._ends[slot, i] = span.start, span.start + span.rows
@@ -159,7 +166,6 @@ class PromptTables(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embed ids [..., Q] -> [..., Q, hidden]."""
-        self._apply_changes()
         ids = input_ids.reshape(-1, 1).to(torch.int64)  # [Q, 1]
         hit = (ids >= self._starts.view(1, -1)) & (ids < self._ends.view(1, -1))  # [Q, slots * MAX_SPANS]
         span = hit.to(torch.uint8).argmax(dim=1)  # [Q], any entry that holds the id: equal content
@@ -167,4 +173,5 @@ class PromptTables(nn.Module):
         is_virtual = hit.any(dim=1)  # [Q]
         own = self.embedding(torch.where(is_virtual, 0, ids[:, 0]).clamp(max=self.vocab_size - 1))  # [Q, hidden]
         table = self._pool[torch.where(is_virtual, row, 0)]  # [Q, hidden]
-        return torch.where(is_virtual[:, None], table, own).view(*input_ids.shape, self.hidden_size)
+        shape = (*input_ids.shape, self.hidden_size)
+        return torch.where(is_virtual.view(*input_ids.shape, 1), table.view(shape), own.view(shape))

@@ -1,0 +1,195 @@
+"""The whole system over HTTP: videos to answers, beside the old system's method.
+
+``python benchmarks/end_to_end.py VIDEO --checkpoint DIR --engine DIR --baseline`` starts the server (or uses ``--url``) and asks
+about copies of the video, each with other bytes and other frames, so that no cache helps a first turn. For each of ``--streams``,
+so many at once: `first token`: from the request to the first token, the median; `second turn`: the same for a second question
+about the same video; `tokens/s`: of all streams, from the first token of all to the last; `videos/s`: answers by the whole time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import httpx2
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.old_method import OldMethod
+from benchmarks.report import surroundings, table, write
+from internvideo_server.launch import ServeOptions, start
+
+QUESTIONS = "详细描述一下这个视频的内容。", "What happens at the end?"
+TEXT_TOKENS = 614  # of the prompt for 80 frames and the first question
+PATIENCE_S = 300.0
+SETTLED_S = 4.0  # the server's caches know no file that has just been written
+
+
+@dataclass
+class Reply:
+    """One streamed answer; times in seconds of one clock."""
+
+    asked: float
+    first: float
+    last: float
+    tokens: int
+    text: str
+
+
+def main(
+    video: Annotated[Path, typer.Argument(help="a video file")],
+    checkpoint: Annotated[Path | None, typer.Option(help="the model; none: the demo model")] = None,
+    engine: Annotated[
+        Path | None, typer.Option(help="of export_llm.py with as many slots as streams; none: the server's own")
+    ] = None,
+    url: Annotated[str, typer.Option(help="a running server that may read the folder of --videos; none: one is started")] = "",
+    videos: Annotated[Path | None, typer.Option(help="folder for the copies of the video; none: a temporary one")] = None,
+    streams: Annotated[list[int], typer.Option(help="at once; repeatable")] = [1, 4, 16],  # noqa: B006 (typer's form)
+    num_frames: Annotated[int, typer.Option()] = 80,
+    new_tokens: Annotated[int, typer.Option()] = 64,
+    repeats: Annotated[int, typer.Option(help="of each number of streams, with new videos; the median counts")] = 3,
+    decode_workers: Annotated[int, typer.Option(help="of the server that is started")] = 8,
+    baseline: Annotated[bool, typer.Option("--baseline", help="run the old method too; needs --checkpoint and --engine")] = False,
+    name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
+) -> None:
+    """Measure, print the table, and write it where a name is given."""
+    machine = surroundings("torch", "transformers", "numpy")
+    machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        folder = videos or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        copies = iter(distinct_copies(video, folder, 2 + repeats * sum(streams)))
+        if url:
+            time.sleep(SETTLED_S)
+        else:
+            options = ServeOptions(
+                checkpoint=checkpoint,
+                engine=engine,
+                num_frames=num_frames,
+                allowed_local_media_path=(folder.resolve(),),
+                decode_workers=decode_workers,
+                **dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0),
+            )
+            began = time.perf_counter()
+            url = stack.enter_context(start(options, report=lambda line: typer.echo(line, err=True))).openai_url
+            machine["start s"] = time.perf_counter() - began
+        with httpx2.Client(base_url=url.removesuffix("/v1"), timeout=PATIENCE_S, trust_env=False) as http:
+            for _ in range(2):
+                run(http, [next(copies)], num_frames, new_tokens)  # the first of all loads what is loaded once
+            for number in streams:
+                runs = [run(http, [next(copies) for _ in range(number)], num_frames, new_tokens) for _ in range(repeats)]
+                rows.append({"method": "server", "streams": number, **{key: median(r[key] for r in runs) for key in runs[0]}})
+                typer.echo("\n".join(table(rows)))
+    if baseline and checkpoint and engine:
+        rows.append(by_old_method(OldMethod(checkpoint, engine, device()), video, num_frames, new_tokens, repeats, machine))
+    typer.echo("\n".join(table(rows)))
+    if name:
+        flags = f"--num-frames {num_frames} --new-tokens {new_tokens} --repeats {repeats} --decode-workers {decode_workers}"
+        command = f"python benchmarks/end_to_end.py {video.name} --checkpoint ... --engine ... {flags}{' --baseline' * baseline}"
+        notes = f"{machine['gpu'] or 'no GPU'}; {num_frames} frames, {new_tokens} tokens of answer; median of {repeats} runs."
+        for path in write(name, machine, rows, command, notes):
+            typer.echo(path)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def distinct_copies(video: Path, folder: Path, number: int) -> list[tuple[Path, int]]:
+    """Numbered copies of the video, each with a box of its own at its end that decoders skip (mp4, mov)."""
+    content, copies = video.read_bytes(), [(folder / f"{i}{video.suffix}", i) for i in range(number)]
+    for path, i in copies:
+        path.write_bytes(content + (16).to_bytes(4, "big") + b"free" + i.to_bytes(8, "big"))
+    return copies
+
+
+def run(http: httpx2.Client, videos: Sequence[tuple[Path, int]], num_frames: int, new_tokens: int) -> dict[str, float]:
+    """Both turns about all videos at once; the figures of the table."""
+    turns = []
+    messages: list[list[dict[str, Any]]] = []
+    for path, number in videos:
+        source = {"url": path.resolve().as_uri(), "num_frames": num_frames, "start": number / 100}  # other frames of each
+        content = [{"type": "text", "text": QUESTIONS[0]}, {"type": "video_url", "video_url": source}]
+        messages.append([{"role": "user", "content": content}])
+    with ThreadPoolExecutor(len(videos)) as pool:
+        for question in (QUESTIONS[1], None):
+            turns.append(list(pool.map(lambda chat: ask(http, chat, new_tokens), messages)))
+            for chat, reply in zip(messages, turns[-1], strict=True):
+                chat += [{"role": "assistant", "content": reply.text or "-"}, {"role": "user", "content": question}]
+    first, second = turns
+    return {
+        "first token s": median(reply.first - reply.asked for reply in first),
+        "last first token s": max(reply.first - reply.asked for reply in first),
+        "second turn s": median(reply.first - reply.asked for reply in second),
+        "tokens/s": sum(reply.tokens - 1 for reply in first) / (max(r.last for r in first) - min(r.first for r in first)),
+        "videos/s": len(first) / (max(reply.last for reply in first) - min(reply.asked for reply in first)),
+    }
+
+
+def ask(http: httpx2.Client, messages: list[dict[str, Any]], new_tokens: int) -> Reply:
+    """Stream one answer. (The adapter's first event comes with the first token.)"""
+    body = {
+        "model": "InternVideo2_5",
+        "messages": messages,
+        "max_tokens": new_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    asked = time.perf_counter()
+    first = last = 0.0
+    tokens, text = 0, ""
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.status_code != 200:
+            raise SystemExit(f"{response.status_code}: {response.read().decode()}")
+        for line in response.iter_lines():
+            data = line.removeprefix("data: ")
+            if not line.startswith("data: ") or data == "[DONE]":
+                continue
+            event = json.loads(data)
+            if "error" in event:
+                raise SystemExit(f"the stream ended with {event['error']}")
+            if event["choices"]:
+                last = time.perf_counter()
+                first = first or last
+                text += event["choices"][0]["delta"].get("content") or ""
+            elif event.get("usage"):
+                tokens = event["usage"]["completion_tokens"]
+    return Reply(asked, first, last, tokens, text)
+
+
+def by_old_method(
+    old: OldMethod, video: Path, num_frames: int, new_tokens: int, repeats: int, machine: dict[str, Any]
+) -> dict[str, Any]:
+    """The row of the old method: one request after the other, the second turn as the first."""
+    runs = []
+    for number in range(repeats + 1):
+        old.answer(video, num_frames, TEXT_TOKENS, new_tokens)
+        if number:  # the first loads kernels
+            runs.append(dict(old.seconds))
+    steps = {step: median(seconds[step] for seconds in runs) for step in runs[0]}
+    machine["old method's steps s"] = steps
+    first = sum(steps.values()) - steps["generate"]
+    return {
+        "method": "old method",
+        "streams": 1,
+        "first token s": first,
+        "last first token s": first,
+        "second turn s": first,
+        "tokens/s": (new_tokens - 1) / (steps["generate"] - steps["prefill"]),
+        "videos/s": 1 / (first - steps["prefill"] + steps["generate"]),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

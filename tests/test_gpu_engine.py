@@ -1,0 +1,144 @@
+"""The embedded engine on a GPU: flash attention over pages, CUDA graphs, prompt tables and shared prefixes under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from internvideo_server.engine import Engine
+from internvideo_server.engine._attention import DecodeStep
+from internvideo_server.engine._graphs import DecodeGraphs
+from tests.paged_attention import HEAD_DIM, Case
+from tests.test_engine_batching import SLOTS, Answer, ask, export, start, with_video
+
+pytestmark = pytest.mark.gpu
+
+SCALE = HEAD_DIM**-0.5
+RAGGED = [
+    ([1, 17, 300], [1, 1, 1]),
+    ([256, 257, 512, 40], [1, 1, 1, 1]),
+    ([600], [1]),
+    ([5, 64, 300], [5, 64, 300]),
+    ([300, 256, 9], [40, 1, 9]),
+]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("page_size", [32, 256])
+@pytest.mark.parametrize("lengths, new", RAGGED)
+def test_attention_is_plain_attention(dtype: torch.dtype, page_size: int, lengths: list[int], new: list[int]) -> None:
+    for kv_heads, group in ((2, 4), (3, 1), (1, 5)):
+        case = Case(lengths, new, page_size, kv_heads, group, shared=3, seed=1, dtype=dtype, device="cuda")
+        step = case.decoding(spare_pages=2) if set(new) == {1} else case.packed()
+        out = step.attend(0, case.query, case.key, case.value, SCALE)
+        torch.testing.assert_close(out, case.expected(), rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_graph_gives_what_the_step_gives_whatever_its_padding(dtype: torch.dtype) -> None:
+    """One graph is used for several batches, so what an earlier one left in it must not matter."""
+    lengths = [300, 17, 256, 40, 513]
+    case = Case(lengths, [1] * 5, 32, 2, 2, shared=2, seed=3, dtype=dtype, device="cuda")
+    table = torch.full((5, 24), -1, dtype=torch.int32)
+    for row, pages in zip(table, case.pages, strict=True):
+        row[: len(pages)] = torch.tensor(pages)
+    embedding = torch.randn(10, 4 * HEAD_DIM, device="cuda", dtype=dtype)
+
+    def decode(ids: torch.Tensor, positions: torch.Tensor, step: DecodeStep) -> torch.Tensor:
+        query = embedding[ids].view(-1, 4, HEAD_DIM)
+        return step.attend(0, query, query[:, :2], query[:, 2:], SCALE)
+
+    graphs = DecodeGraphs(decode, case.cache, max_requests=5, max_pages=24)
+    positions = torch.tensor(lengths, device="cuda", dtype=torch.int32) - 1
+    ids = torch.tensor([1, 2, 3, 4, 5], device="cuda", dtype=torch.int32)
+    for chosen in ([0, 1, 2, 3, 4], [3], [1, 4], [2, 0, 3], [4, 3, 2, 1]):
+        pick = torch.tensor(chosen)
+        expected = decode(ids[pick], positions[pick], DecodeStep(case.cache, positions[pick], table[pick].cuda()))
+        untouched = case.cache.keys[0].clone()
+        got = graphs(ids[pick], positions[pick], table[pick], longest=513)
+        torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE[dtype])
+        trash = slice(case.cache.trash_page * 32, (case.cache.trash_page + 1) * 32)
+        untouched[trash] = case.cache.keys[0][trash]
+        assert torch.equal(case.cache.keys[0], untouched)  # padding writes nowhere else
+
+
+@pytest.fixture(scope="module")
+def engine_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """float32, so that a GPU's ids are a CPU's."""
+    return export(checkpoint, tmp_path_factory.mktemp("engine") / "tiny", max_frames=40, max_seq_len=2048)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(engine_dir: Path) -> Iterator[Engine]:
+    engine = start(engine_dir, "cpu")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def on_gpu(engine_dir: Path) -> Iterator[Engine]:
+    engine = start(engine_dir, "cuda")
+    yield engine
+    engine.close()
+
+
+def requests(engine: Engine, count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [with_video(engine, 10 * seed, rows=640 - 32 * seed, length=700 + 90 * seed) for seed in range(first, first + count)]
+
+
+def answers(engine: Engine, asked: list[dict[str, Any]]) -> list[list[int]]:
+    return [answer.wait() for answer in [ask(engine, **request, count=20) for request in asked]]
+
+
+def test_greedy_ids_through_graphs_are_those_of_a_cpu_without(on_cpu: Engine, on_gpu: Engine) -> None:
+    asked = requests(on_cpu, 2 * SLOTS)
+    expected = [ids for request in asked for ids in answers(on_cpu, [request])]
+    assert [ids for request in asked for ids in answers(on_gpu, [request])] == expected  # alone
+    assert answers(on_gpu, asked) == expected  # and in batches that requests enter and leave
+
+
+def test_tables_that_change_while_graphs_live_reach_the_next_request(on_cpu: Engine, on_gpu: Engine) -> None:
+    """More videos than slots, so each slot's rows change, while other requests decode through the same graphs."""
+    asked = requests(on_cpu, 3, first=20)
+    long = [ask(on_gpu, **request, count=300) for request in requests(on_cpu, 1, first=30)]
+    for _ in range(3):
+        assert answers(on_gpu, asked) == answers(on_cpu, asked)
+    long[0].wait()
+
+
+def test_a_table_on_the_gpu_is_a_table_on_the_host(on_cpu: Engine, on_gpu: Engine) -> None:
+    request = requests(on_cpu, 1, first=40)[0]
+    expected = answers(on_cpu, [request])
+    assert answers(on_gpu, [{**request, "table": request["table"].cuda()}]) == expected
+
+
+def test_a_second_turn_reads_the_first_ones_pages(on_cpu: Engine, on_gpu: Engine) -> None:
+    request = requests(on_cpu, 1, first=50)[0]
+    (first,) = answers(on_gpu, [request])
+    question = [7, 8, 9]
+    ids = [*request["ids"], *first, *question]
+    extra = np.concatenate([request["prompt_table_extra_ids"][0], np.zeros(len(first) + len(question), np.uint64)])[None]
+    second = {"ids": ids, "table": request["table"], "prompt_table_extra_ids": extra}
+    computed: list[int] = []
+    hook = on_gpu._manager.tables.register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # graphs pass it by
+    try:
+        assert answers(on_gpu, [second]) == answers(on_cpu, [second])
+    finally:
+        hook.remove()
+    assert sum(computed) <= len(ids) - len(request["ids"]) // 256 * 256
+
+
+def test_sampled_answers_of_a_seed_repeat_among_others(on_gpu: Engine) -> None:
+    request = requests(on_gpu, 1, first=60)[0]
+    sampling = {"runtime_top_p": np.float32(0.9), "temperature": np.float32(1.5), "seed": np.uint64(5)}
+    alone = ask(on_gpu, **request, count=20, **sampling).wait()
+    others = [ask(on_gpu, **other, count=20, answer=Answer()) for other in requests(on_gpu, 3, first=61)]
+    assert ask(on_gpu, **request, count=20, **sampling).wait() == alone
+    for other in others:
+        other.wait()
