@@ -88,7 +88,8 @@ def main(
         notes = (
             f"{weights}, {dtype}. `ms`: one video on a rested GPU, median of {repeats}; `ms in a row`: one after the other for "
             f"{seconds:g} s. `share`: of the rate of an 8192^3 product in the same run, {rate[0] / 1e12:.0f} TFLOP/s rested, "
-            f"{rate[1] / 1e12:.0f} in a row. `MB`: peak of the allocator above the weights. To load, compile and record took "
+            f"{rate[1] / 1e12:.0f} in a row. `MB`: peak of the allocator above what was held before; a recorded graph holds its "
+            "memory from the start. To load, compile and record took "
             f"{', '.join(f'{start:.1f} s ({label})' for label, start in starts.items())}. One GPU was used; with the first model "
             f"loaded {in_use[0] >> 20} MB of it were in use, CUDA's context included."
         )
