@@ -132,7 +132,7 @@ def _gumbel_noise(scores: torch.Tensor, generator: torch.Generator) -> torch.Ten
 
 
 class RequestSampler(ContinuousBatchingLogitsProcessor):
-    """Applies :func:`process` to each row of the manager's scores. Needs the synchronous mode without CUDA graphs."""
+    """Applies :func:`process` to each row of the manager's scores. Needs its synchronous mode, without its CUDA graphs."""
 
     supported_kwargs: dict[str, type] = {"sampling": Sampling}  # noqa: RUF012 (the base class's form)
     ignored_kwargs: tuple[str, ...] = ()
