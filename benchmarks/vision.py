@@ -66,35 +66,39 @@ def main(
     typer.echo(f"matrix product 8192^3: {rate[0] / 1e12:.0f} TFLOP/s rested, {rate[1] / 1e12:.0f} in a row")
     typer.echo(f"seconds to load, compile and record: {starts}; GPU memory in use: {in_use}")
 
-    config = next(iter(models.values())).config
-    methods: dict[str, Method] = {label: model.embed for label, model in models.items()}
-    if baseline:
-        methods["old method"] = OldMethod(*load(checkpoint, device, number)).embed
-    rows = []
-    for count in frames:
-        wanted = methods if count <= others_up_to else {"server": methods["server"]}
-        rows += measure(clock, wanted, moving_frames(count).to(device), operations(config, count), rate)
-        typer.echo("\n".join(table(rows)))
+    weights = "random weights of the real size" if checkpoint is None else f"weights of {checkpoint.name}"
+    options = "".join(f" --frames {count}" for count in frames) * (frames != FRAMES)
+    options += " --baseline" * baseline + " --fp8" * fp8 + f" --dtype {dtype}" * (dtype != "bfloat16")
+    command = f"python benchmarks/vision.py{options} --repeats {repeats} --seconds {seconds:g} --name {name}"
 
     exact = VisionModel(*load(checkpoint, device, torch.float32))
     checked = moving_frames(8, seed=5).to(device)
     exactness = [{"model": label, **asdict(accuracy(model, exact, checked))} for label, model in models.items()]
+    del exact
     typer.echo("\n".join(table(exactness)))
     if name:
-        weights = "random weights of the real size" if checkpoint is None else f"weights of {checkpoint.name}"
-        options = "".join(f" --frames {count}" for count in frames) * (frames != FRAMES)
-        options += " --baseline" * baseline + " --fp8" * fp8 + f" --dtype {dtype}" * (dtype != "bfloat16")
-        command = f"python benchmarks/vision.py{options} --repeats {repeats} --seconds {seconds:g} --name {name}"
-        notes = (
-            f"{weights}, {dtype}. `ms`: one video on a rested GPU, median of {repeats}; `ms in a row`: one after the other for "
-            f"{seconds:g} s. `share`: of the rate of an 8192^3 product in the same run, {rate[0] / 1e12:.0f} TFLOP/s rested, "
-            f"{rate[1] / 1e12:.0f} in a row. `MB`: peak of the allocator above the weights. To load, compile and record took "
-            f"{', '.join(f'{start:.1f} s ({label})' for label, start in starts.items())}. One GPU was used; with the first model "
-            f"loaded {in_use[0] >> 20} MB of it were in use, CUDA's context included."
-        )
         about = f"{weights}; against float32 on 8 frames; `off` is 1 - cosine, see benchmarks/vision_accuracy.py."
-        for path in [*write(name, machine, rows, command, notes), *write(f"{name}_accuracy", machine, exactness, command, about)]:
-            typer.echo(path)
+        write(f"{name}_accuracy", machine, exactness, command, about)
+
+    notes = (
+        f"{weights}, {dtype}. `ms`: one video on a rested GPU, median of {repeats}; `ms in a row`: one after the other for "
+        f"{seconds:g} s. `share`: of the rate of an 8192^3 product in the same run, {rate[0] / 1e12:.0f} TFLOP/s rested, "
+        f"{rate[1] / 1e12:.0f} in a row. `MB`: peak of the allocator above what was held before; a recorded graph holds its "
+        "memory from the start. To load, compile and record took "
+        f"{', '.join(f'{start:.1f} s ({label})' for label, start in starts.items())}. One GPU was used; with the first model "
+        f"loaded {in_use[0] >> 20} MB of it were in use, CUDA's context included."
+    )
+    config = next(iter(models.values())).config
+    methods: dict[str, Method] = {label: model.embed for label, model in models.items()}
+    if baseline:
+        methods["old method"] = OldMethod(*load(checkpoint, device, number)).embed
+    rows: list[dict[str, Any]] = []
+    for count in frames:
+        wanted = methods if count <= others_up_to else {"server": methods["server"]}
+        rows += measure(clock, wanted, moving_frames(count).to(device), operations(config, count), rate)
+        if name:
+            write(name, machine, rows, command, notes)
+    typer.echo("\n".join(table(rows)))
 
 
 def load(checkpoint: Path | None, device: str, dtype: torch.dtype) -> Parts:

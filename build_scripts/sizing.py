@@ -1,7 +1,7 @@
 """How much GPU memory a deployment needs, as a table: what docs/production.md shows, and for other numbers.
 
 Weights, KV cache and prompt tables follow from the model's shape; the allowances for contexts, activations and buffers are those
-of ``internvideo doctor`` (``internvideo_server.doctor``), no measurements.
+of ``internvideo doctor`` (``internvideo_server.doctor``).
 """
 
 from __future__ import annotations

@@ -66,6 +66,9 @@ class VisionModel:
         token = tower.embeddings.class_embedding
         self.device, self.dtype = token.device, token.dtype
         self._path: PlainVision | RecordedVision
+        if self.device.type == "cuda":
+            # Similarity must not be rounded to TF32, which some containers switch on for all products of a process.
+            torch.set_float32_matmul_precision("highest")
         fast = self.device.type == "cuda" and self.dtype != torch.float32
         if quantization == Quantization.FP8:
             _check_fp8(config, self.device, fast)

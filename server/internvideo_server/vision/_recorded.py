@@ -35,8 +35,6 @@ class RecordedVision:
     chunk_frames = 4 * FRAMES_PER_GROUP
 
     def __init__(self, config: VisionConfig, tower: VisionTower, projector: nn.Sequential, *, fp8: bool) -> None:
-        # Similarity must not be rounded to TF32, which some containers switch on for all products.
-        torch.set_float32_matmul_precision("highest")
         side, device = config.image_size, tower.embeddings.class_embedding.device
         self._frames = torch.zeros(self.chunk_frames, 3, side, side, dtype=torch.uint8, device=device)
         self._lock = threading.Lock()
