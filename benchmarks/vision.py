@@ -29,8 +29,7 @@ from benchmarks.report import surroundings, table, write
 from benchmarks.vision_accuracy import accuracy
 from internvideo_server.checkpoint import Checkpoint
 from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision import Quantization, VisionConfig, VisionModel
-from internvideo_server.vision._config import FRAMES_PER_GROUP
+from internvideo_server.vision import FRAMES_PER_GROUP, Quantization, VisionConfig, VisionModel
 from internvideo_server.vision._loading import load_vision
 from internvideo_server.vision.tower import VisionTower, normalise, pixel_shuffle
 

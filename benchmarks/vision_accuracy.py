@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision import VisionModel
-from internvideo_server.vision._config import FRAMES_PER_GROUP
+from internvideo_server.vision import FRAMES_PER_GROUP, VisionModel
 from internvideo_server.vision.merging import average, choose, closest_odd, merge_metric, metric_of
 from internvideo_server.vision.tower import pixel_shuffle
 

@@ -12,8 +12,7 @@ from build_scripts._checkpoint_layout import IMAGE_SIZE, PATCH_SIZE, Dimensions
 from build_scripts._demo.drawing import PRESENT
 from build_scripts._demo.language_model import LanguageModel
 from build_scripts._demo.scene import COLOUR_NAMES, SHAPES
-from internvideo_server.vision import TOKENS_PER_FRAME, VisionConfig
-from internvideo_server.vision._config import FRAMES_PER_GROUP
+from internvideo_server.vision import FRAMES_PER_GROUP, TOKENS_PER_FRAME, VisionConfig
 from internvideo_server.vision.merging import merge_tokens
 from internvideo_server.vision.tower import VisionTower, make_projector, normalise, pixel_shuffle
 

@@ -19,8 +19,7 @@ from .metrics import Meter
 from .regions import RegionPool
 from .scheduling import ChunkModel, Frames, Task, TowerQueue
 from .video import FrameBuffer
-from .vision import Stopped
-from .vision._config import FRAMES_PER_GROUP
+from .vision import FRAMES_PER_GROUP, Stopped
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from torch import Tensor
 from .errors import ErrorCode, ServingError
 from .limits import TOKENS_PER_FRAME
 from .video import FRAME_SIZE, FrameBuffer
-from .vision import Stopped
-from .vision._config import FRAMES_PER_GROUP
+from .vision import FRAMES_PER_GROUP, Stopped
 
 _log = logging.getLogger(__name__)
 _READERS = 4  # threads that copy a chunk's frames into page-locked memory: one alone reaches 4 GB/s (docs/performance.md)
