@@ -5,25 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from build_scripts._checkpoint_layout import DIMENSIONS, IMAGE_SIZE, PATCH_SIZE, Size, tensor_specs
+from build_scripts._checkpoint_layout import DIMENSIONS, Size, tensor_specs
+from build_scripts._demo.network import vision_config
 from internvideo_server.vision import VisionConfig
 from internvideo_server.vision.tower import VisionTower, make_projector
-
-
-def real_config() -> VisionConfig:
-    """The real model's."""
-    d = DIMENSIONS[Size.FULL]
-    return VisionConfig(
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        hidden_size=d.vit_hidden,
-        num_layers=d.vit_layers,
-        num_heads=d.vit_heads,
-        mlp_size=d.vit_mlp,
-        layer_norm_eps=1e-6,
-        merge_heads=d.llm_heads,
-        llm_hidden_size=d.llm_hidden,
-    )
 
 
 def random_parts(device: str, dtype: torch.dtype, seed: int = 0) -> tuple[VisionConfig, VisionTower, nn.Sequential]:
@@ -34,7 +19,7 @@ def random_parts(device: str, dtype: torch.dtype, seed: int = 0) -> tuple[Vision
         for spec in tensor_specs(DIMENSIONS[Size.FULL])
         if not spec.name.startswith("language_model.")
     }
-    config = real_config()
+    config = vision_config(DIMENSIONS[Size.FULL])
     with torch.device("meta"):
         tower, projector = VisionTower(config), make_projector(config)
     for module, prefix in ((tower, "vision_model."), (projector, "mlp1.")):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from internvideo_server.launch import LaunchError
-from internvideo_server.launch._engine import cuda_pool_bytes, table_bytes, world_size
+from internvideo_server.launch._engine import cuda_pool_bytes, world_size
 from internvideo_server.launch._mpi import mpi_command, mpi_environment
 from internvideo_server.launch._options import Device
 from internvideo_server.launch._repository import RunSettings
@@ -90,9 +90,9 @@ def test_the_ranks_of_an_engine_are_its_files_and_what_its_config_says(tmp_path:
 
 
 def test_the_pool_holds_each_regions_table_twice() -> None:
-    assert table_bytes(LIMITS) == 2048 * 4096 * 2
+    assert LIMITS.table_bytes == 2048 * 4096 * 2
     assert cuda_pool_bytes(1, 1 << 20) == 64 << 20
-    assert cuda_pool_bytes(8, table_bytes(LIMITS)) == 2 * 8 * table_bytes(LIMITS)
+    assert cuda_pool_bytes(8, LIMITS.table_bytes) == 2 * 8 * LIMITS.table_bytes
 
 
 def test_each_rank_has_a_gpu_and_the_tower_may_have_another(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ MAX_POSITIONS = 32768
 # The vision tower leaves 16 tokens of a frame: num_tome_tokens / local_num_frames, literals in the model's own code.
 TOKENS_PER_FRAME = 16
 
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
 
 class LimitsError(ValueError):
     """The engine directory's config.json is missing, broken or asks for the impossible."""
@@ -57,6 +59,16 @@ class EngineLimits:
     def max_frames(self) -> int:
         """Frames of all of one request's videos."""
         return self.max_rows // TOKENS_PER_FRAME
+
+    @property
+    def element_bytes(self) -> int:
+        """Of one value in ``dtype``."""
+        return _ELEMENT_BYTES[self.dtype]
+
+    @property
+    def table_bytes(self) -> int:
+        """Of one request's largest prompt_embedding_table."""
+        return self.max_rows * self.hidden_size * self.element_bytes
 
     @classmethod
     def from_engine_dir(cls, engine_dir: Path) -> EngineLimits:

@@ -15,7 +15,7 @@ from internvideo_server.chat import ChatTokenizer
 from internvideo_server.errors import invalid
 from internvideo_server.frames import FrameStore
 from internvideo_server.limits import EngineLimits
-from internvideo_server.media import Budget, MediaPolicy
+from internvideo_server.media import MediaPolicy
 from internvideo_server.preprocessing import Preprocessor, word_list
 from internvideo_server.video import DecodeLimits, FrameDecoder, ReaderName
 from internvideo_server.work import Job, TritonMeter, WorkerPool, parameters
@@ -74,7 +74,7 @@ class TritonPythonModel:
             messages.as_numpy().item(),
             int(output_len.as_numpy().item()),
             None if video is None else video.as_numpy().reshape(-1),
-            Budget(job.deadline, job),
+            job.budget,
             job.request_id,
         )
         ids, token_id = prepared.prompt.input_ids, self._tokenizer.token_id

@@ -38,7 +38,7 @@ class TritonPythonModel:
                 f"{limits.hidden_size}: use the engine's dtype (--dtype) and the checkpoint that it was built from"
             )
         meter, count, queue = TritonMeter("vit"), int(settings["cuda_region_count"]), int(settings["max_queue_size"])
-        size = int(settings["cuda_region_bytes"]) or limits.max_rows * limits.hidden_size * dtype.itemsize
+        size = int(settings["cuda_region_bytes"]) or limits.table_bytes
         regions = RegionPool(count, size, settings["cuda_region_prefix"], model.device, meter)
         workers = 2 * count  # a request whose embeddings are here needs no region, and must not wait behind those that do
         self._embedder = Embedder(

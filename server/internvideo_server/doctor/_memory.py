@@ -21,8 +21,6 @@ ENGINE_ALLOWANCE = 2 * GIB  # CUDA context, activations of max_num_tokens, sampl
 # H200 (torch 2.11, bfloat16). While they are rearranged the weights are there twice.
 VISION_ALLOWANCE = 2 * GIB
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
 
 @dataclass(frozen=True)
 class MemoryNeed:
@@ -69,9 +67,9 @@ def memory_need(checkpoint: Checkpoint, engine: Path, limits: EngineLimits) -> M
     config = pretrained_config(engine)
     mapping = config.get("mapping", {})
     algorithm = config.get("quantization", {}).get("kv_cache_quant_algo")
-    kv_element = 1 if algorithm in ("FP8", "INT8") else _BYTES[limits.dtype]
+    kv_element = 1 if algorithm in ("FP8", "INT8") else limits.element_bytes
     token = kv_bytes_per_token(checkpoint.llm_config, mapping.get("tp_size", 1), mapping.get("pp_size", 1), kv_element)
-    vision = vision_parameters(checkpoint) * _BYTES[limits.dtype] + VISION_ALLOWANCE
+    vision = vision_parameters(checkpoint) * limits.element_bytes + VISION_ALLOWANCE
     tables = prompt_table_bytes(limits)
     request = limits.max_seq_len * token
     return MemoryNeed(weights, limits.max_batch_size * request, tables, vision, kv_per_request=request)

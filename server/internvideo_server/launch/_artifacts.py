@@ -38,7 +38,7 @@ def cache_directory() -> Path:
 
 
 def compiler_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables by which torch.compile keeps the vision tower's kernels from start to start."""
+    """Variables by which torch.compile keeps the tower's and the engine's kernels from start to start."""
     wanted = {"TORCHINDUCTOR_CACHE_DIR": str(cache_directory() / "kernels")}
     return {name: value for name, value in wanted.items() if name not in environ}
 

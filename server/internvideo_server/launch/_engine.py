@@ -13,8 +13,6 @@ GRAMMAR_FILE = "xgrammar_tokenizer_info.json"
 
 REGION_COUNT = 8  # prompt tables that `vit` makes and hands over at once
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
 
 def pretrained_config(engine: Path) -> dict[str, Any]:
     """``pretrained_config`` of the engine's config.json, {} where there is none."""
@@ -41,11 +39,6 @@ def world_size(engine: Path) -> int:
     return size
 
 
-def table_bytes(limits: EngineLimits) -> int:
-    """The largest prompt table of one request."""
-    return limits.max_rows * limits.hidden_size * _BYTES[limits.dtype]
-
-
 def cuda_pool_bytes(region_count: int, region_bytes: int) -> int:
     """Triton's pool for tensors between models: each region's table as `vit` sent it, and again as the engine takes it.
 
@@ -56,5 +49,5 @@ def cuda_pool_bytes(region_count: int, region_bytes: int) -> int:
 
 def prompt_table_bytes(limits: EngineLimits, region_count: int = REGION_COUNT) -> int:
     """All memory for prompt tables where tower and engine share a GPU: regions, Triton's pool, the engine's own for a batch."""
-    largest = table_bytes(limits)
+    largest = limits.table_bytes
     return region_count * largest + cuda_pool_bytes(region_count, largest) + limits.max_batch_size * largest

@@ -19,7 +19,7 @@ from ..limits import EngineLimits
 from ._artifacts import compiler_environment, find_checkpoint, find_engine, project_home, resolve_dtype
 from ._backends import backend_directory
 from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
-from ._engine import cuda_pool_bytes, table_bytes, world_size
+from ._engine import cuda_pool_bytes, world_size
 from ._errors import LaunchError
 from ._keeper import shm_prefix
 from ._mpi import mpi_command, mpi_environment
@@ -162,7 +162,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             embedding_cache_mb=options.embedding_cache_mb,
             request_timeout_s=options.request_timeout_s,
             cuda_region_count=options.cuda_region_count,
-            cuda_region_bytes=(options.cuda_region_mb or 0) << 20 or table_bytes(EngineLimits.from_engine_dir(engine)),
+            cuda_region_bytes=(options.cuda_region_mb or 0) << 20 or EngineLimits.from_engine_dir(engine).table_bytes,
         )
         directory = _output_directory(options, run)
         models = render_repository(home / "model_repository", directory / "model_repository", settings)
