@@ -12,7 +12,7 @@ from internvideo_server.errors import ServingError
 from internvideo_server.scheduling import ChunkFailedError, Task, TowerQueue
 from internvideo_server.vision import Stopped
 from tests.asking import until
-from tests.tower_lab import LabTower
+from tests.tower_lab import PATIENCE_S, LabTower
 
 
 class Lab:
@@ -112,6 +112,23 @@ def test_a_failed_chunk_fails_those_in_it_alone(lab: Lab, caplog: pytest.LogCapt
     assert lab.right(3)
     assert sum(chunk.count(1) for chunk in lab.tower.chunks) == 4
     assert "a chunk of 8 frames failed" in caplog.text
+
+
+def test_a_device_that_fails_after_a_chunk_was_queued_fails_its_requests_and_no_later_ones(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(slot: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("internvideo_server.scheduling._Slot.mark", broken)
+    failing = lab.submit(1, 4)
+    lab.tower.run()
+    assert failing.done.wait(PATIENCE_S)
+    with pytest.raises(ChunkFailedError, match="illegal memory access"):
+        failing.result()
+    lab.submit(2, 4).result()
+    assert lab.right(2)
 
 
 def test_kept_rows_are_a_copy(lab: Lab) -> None:

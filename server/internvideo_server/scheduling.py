@@ -224,24 +224,30 @@ class TowerQueue:
     def _launch(self, chunk: _Chunk) -> None:
         self._flying.append(chunk)
         try:
-            frames = self._gather(chunk)
-            only = chunk.parts[0][0].out if len(chunk.parts) == 1 else None
-            first = chunk.parts[0][1]
-            rows = chunk.slot.rows[: _rows(chunk.count)] if only is None else only[_rows(first) : _rows(first + chunk.count)]
-            self._model.embed_chunk(frames, rows, chunk.over)
-            at = 0
-            for task, first, count in chunk.parts:
-                if only is None:
-                    task.out[_rows(first) : _rows(first + count)].copy_(rows[_rows(at) : _rows(at + count)])
-                if task.keep and first + count == task.count:
-                    task.kept = task.out.clone()
-                at += count
+            try:
+                self._queue(chunk)
+            finally:
+                chunk.slot.mark()  # fails after an earlier fault of the device
         except Stopped:
             chunk.failed = ""
         except Exception as error:
             _log.exception("a chunk of %d frames failed", chunk.count)
             chunk.failed = f"{type(error).__name__}: {error}"
-        chunk.slot.mark()
+
+    def _queue(self, chunk: _Chunk) -> None:
+        """Run the chunk; on CUDA all of it is queued on the current stream."""
+        frames = self._gather(chunk)
+        only = chunk.parts[0][0].out if len(chunk.parts) == 1 else None
+        first = chunk.parts[0][1]
+        rows = chunk.slot.rows[: _rows(chunk.count)] if only is None else only[_rows(first) : _rows(first + chunk.count)]
+        self._model.embed_chunk(frames, rows, chunk.over)
+        at = 0
+        for task, first, count in chunk.parts:
+            if only is None:
+                task.out[_rows(first) : _rows(first + count)].copy_(rows[_rows(at) : _rows(at + count)])
+            if task.keep and first + count == task.count:
+                task.kept = task.out.clone()
+            at += count
 
     def _gather(self, chunk: _Chunk) -> Tensor:
         """The chunk's frames: in place where they are together already, else in the slot's memory."""
