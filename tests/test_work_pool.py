@@ -220,6 +220,33 @@ def test_an_answer_that_cannot_be_sent_does_not_cost_the_worker(
     assert "request broken could not be answered" in caplog.text
 
 
+def test_metrics_that_cannot_be_shown_cost_neither_the_answer_nor_the_worker(
+    pool: Callable[..., Any], work: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown, room = [], False
+
+    def increment(value: float) -> None:
+        if not room:
+            raise RuntimeError("no room in the shared memory")
+        shown.append(value)
+
+    monkeypatch.setattr(
+        sys.modules["triton_python_backend_utils"].MetricFamily,
+        "Metric",
+        lambda self, labels: SimpleNamespace(increment=increment, set=lambda value: None),
+    )
+    lab = pool(lambda job: [])
+    requests = [Request("a"), Request("b")]
+    lab.execute(requests[:1])
+    assert requests[0].answer == []
+    room = True
+    lab.execute(requests[1:])
+    assert requests[1].answer == []
+    lab.close()
+    assert len(shown) >= 2
+    assert "metrics could not be shown" in caplog.text
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_what_an_answer_is_made_of_is_used_again_only_when_it_is_sent(pool: Callable[..., Any], broken: bool) -> None:
     request, responses_then = Request("a"), []

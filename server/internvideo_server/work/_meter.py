@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from ..metrics import METRICS, Meter, as_key, of_model
+
+
+_log = logging.getLogger(__name__)
 
 
 class TritonMeter(Meter):
@@ -33,13 +37,19 @@ class TritonMeter(Meter):
             self._shown[name, as_key(labels)] = family.Metric(labels=labels), 0.0
 
     def publish(self) -> None:
-        """Bring Triton's metrics up to date."""
-        with self._publishing:
-            for (name, labels), (metric, shown) in self._shown.items():
-                now = self.value(name, **dict(labels))
-                if now != shown:
-                    if METRICS[name][0] == "gauge":
-                        metric.set(now)
-                    else:
-                        metric.increment(now - shown)
-                    self._shown[name, labels] = metric, now
+        """Bring Triton's metrics up to date. What does not get through (no room in the shared memory, say) waits for the next time."""
+        try:
+            with self._publishing:
+                self._publish()
+        except Exception:  # no request must suffer for a figure
+            _log.exception("metrics could not be shown")
+
+    def _publish(self) -> None:
+        for (name, labels), (metric, shown) in self._shown.items():
+            now = self.value(name, **dict(labels))
+            if now != shown:
+                if METRICS[name][0] == "gauge":
+                    metric.set(now)
+                else:
+                    metric.increment(now - shown)
+                self._shown[name, labels] = metric, now
