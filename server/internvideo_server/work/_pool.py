@@ -231,7 +231,9 @@ class WorkerPool:
             return [], ServingError(error.code, error.message, error.param)
         except Exception as error:  # a fault of this request must not end the worker
             _log.exception("%s: request %s failed", self._name, job.request_id)
-            return [], ServingError(ErrorCode.INTERNAL, f"{type(error).__name__} in {self._name}: {error}")
+            # Its words stay in the log: they may name paths and internals.
+            text = f"{type(error).__name__} in {self._name}; the server's log holds the reason"
+            return [], ServingError(ErrorCode.INTERNAL, text)
         finally:
             self._meter.add("internvideo_work_seconds_total", time.monotonic() - began, model=self._name)
 
