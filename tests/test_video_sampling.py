@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,9 @@ def test_frame_numbers_stay_within_the_range(total: int, fps: float, count: int,
     assert round(start * fps) <= indices[0] <= indices[-1] <= min(round(end * fps), total - 1)
 
 
-@given(LENGTHS, RATES, COUNTS)
-def test_an_end_beyond_the_video_is_its_end(total: int, fps: float, count: int) -> None:
-    whole = Sampling(num_frames=count, start=0.0, end=1e9).indices(total, fps, default_frames=80, max_frames=256)
+@given(LENGTHS, RATES, COUNTS, st.sampled_from([1e9, sys.float_info.max]))
+def test_an_end_beyond_the_video_is_its_end(total: int, fps: float, count: int, end: float) -> None:
+    whole = Sampling(num_frames=count, start=0.0, end=end).indices(total, fps, default_frames=80, max_frames=256)
     assert whole == sample_indices(total, fps, count)
 
 
@@ -112,8 +113,16 @@ def test_a_wrong_number_of_frames_is_named_with_what_would_be_right() -> None:
         Sampling(num_frames=3).check(128)
 
 
-@pytest.mark.parametrize("start", [30.0, 1e300])
+@pytest.mark.parametrize("start", [30.0, 1e300, sys.float_info.max])
 def test_a_start_after_the_end_of_the_video_is_refused(start: float) -> None:
     with pytest.raises(ServingError, match="beyond the end") as caught:
         Sampling(start=start).indices(900, 30.0, default_frames=80, max_frames=128)
     assert caught.value.param == "start"
+
+
+@pytest.mark.parametrize("option", ["fps", "start", "end"])
+def test_options_in_seconds_are_refused_for_a_video_without_a_rate(option: str) -> None:
+    with pytest.raises(ServingError, match="how many frames it has a second") as caught:
+        Sampling(**{option: 1.0}).indices(2, 0.0, default_frames=8, max_frames=128)
+    assert caught.value.param == option
+    assert Sampling(start=0.0).indices(2, 0.0, default_frames=4, max_frames=128) == sample_indices(2, 0.0, 4)

@@ -55,28 +55,25 @@ class Sampling:
         if self.end is not None and (self.start or 0.0) >= self.end:
             raise invalid(f"start ({self.start or 0.0} s) must be before end ({self.end} s)", _field(param, "start"))
 
-    def indices(
-        self, total_frames: int, video_fps: float, *, default_frames: int, max_frames: int, param: str | None = None
-    ) -> list[int]:
+    def indices(self, total_frames: int, video_fps: float, *, default_frames: int, max_frames: int) -> list[int]:
         """The frame numbers to read, rising, with repeats where the video has fewer frames than asked for.
 
         Args:
             total_frames: Frames of the video as its reader counts them, >= 1.
-            video_fps: Average frames per second of the video.
+            video_fps: Average frames per second of the video; 0: its file does not say.
             default_frames: How many frames if the request does not say, a multiple of 4.
             max_frames: The server's limit.
-            param: As for :meth:`check`.
 
         Raises:
-            ServingError: INVALID_ARGUMENT: an option is wrong, or the range begins after the video's end.
+            ServingError: INVALID_ARGUMENT: an option is wrong or not possible with this video, or the range begins after its end.
         """
-        self.check(max_frames, param)
-        last = total_frames - 1
-        if self.start is not None and round(self.start * video_fps) > last:
-            raise invalid(
-                f"start ({self.start} s) is beyond the end of the video ({total_frames / video_fps:.2f} s)",
-                _field(param, "start"),
-            )
+        self.check(max_frames)
+        for name, value in (("fps", self.fps), ("start", self.start), ("end", self.end)):
+            if value and not video_fps:
+                raise invalid(f"{name} is not possible: this video does not say how many frames it has a second", name)
+        if self.start and round(min(self.start * video_fps, total_frames)) > total_frames - 1:
+            text = f"start ({self.start} s) is beyond the end of the video ({total_frames / video_fps:.2f} s)"
+            raise invalid(text, "start")
         num_frames = self.num_frames or default_frames
         if self.fps is not None:
             end = min(total_frames / video_fps, math.inf if self.end is None else self.end)
@@ -106,7 +103,7 @@ def sample_indices(
         ``num_frames`` frame numbers within the range. ``np.round`` rounds halves to even, as in the original.
     """
     first = max(0, round((start or 0.0) * video_fps))
-    last = total_frames - 1 if end is None else min(round(end * video_fps), total_frames - 1)
+    last = total_frames - 1 if end is None else round(min(end * video_fps, total_frames - 1))
     segment = float(last - first) / num_frames
     return [int(first + segment / 2 + np.round(segment * i)) for i in range(num_frames)]
 
