@@ -15,7 +15,7 @@ import trustme
 
 from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.media import Budget, Media, MediaPolicy, _http, fetch
-from internvideo_server.media._addresses import is_public
+from internvideo_server.media._addresses import CheckedBackend, is_public
 
 CONTENT = b"not really a video, but bytes"
 
@@ -65,6 +65,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"400\r\n" + bytes(1024) + b"\r\n")
         except OSError:
             self.close_connection = True
+            self.server.left.set()
+
+    def answer_drip(self, _: str) -> None:
+        self.close_connection = True
+        try:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            while not self.server.end.wait(0.01):
+                self.wfile.write(b"x")
+        except OSError:
             self.server.left.set()
 
     def answer_short(self, _: str) -> None:
@@ -277,6 +286,26 @@ def test_a_download_has_a_total_limit(server: Server) -> None:
     error = refusal(server.url("silent"), replace(INTERNAL, total_timeout=0.1))
     assert error.code is ErrorCode.UNAVAILABLE
     assert "longer than 0.1 s" in error.message
+
+
+def test_a_connection_is_closed_when_nobody_waits_for_its_headers_any_more(server: Server) -> None:
+    assert refusal(server.url("drip"), replace(INTERNAL, total_timeout=0.1)).code is ErrorCode.UNAVAILABLE
+    assert server.left.wait(5)
+
+
+def test_no_further_address_is_tried_when_nobody_waits_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, left = [], threading.Event()
+
+    def connect_tcp(self: object, address: str, *_: object) -> None:
+        tried.append(address)
+        left.set()
+        raise httpcore2.ConnectTimeout
+
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect_tcp)
+    monkeypatch.setattr(CheckedBackend, "_checked_addresses", lambda *_: ["192.0.2.1", "192.0.2.2"])
+    with pytest.raises(httpcore2.ConnectTimeout):
+        CheckedBackend(INTERNAL, None, left).connect_tcp("example.org", 80)
+    assert tried == ["192.0.2.1"]
 
 
 def test_a_deadline_ends_a_download(server: Server) -> None:

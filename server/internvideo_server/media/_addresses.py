@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 from collections.abc import Iterable
 
 import httpcore2
 
 from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.media._policy import MediaPolicy
+from internvideo_server.media._stream import WatchedStream
 
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))  # IPv4 hosts behind a gateway
 
@@ -32,11 +34,15 @@ class CheckedBackend(httpcore2.NetworkBackend):
     """Connects to a host's address after looking at it: no second look-up comes between check and use (DNS rebinding).
 
     TLS still asks for the host's name, because only the TCP connection is made by address.
+
+    Args:
+        policy: What the operator allows.
+        param: The request field to name in errors.
+        left: Set when nobody waits any more.
     """
 
-    def __init__(self, policy: MediaPolicy, param: str | None) -> None:
-        self._policy = policy
-        self._param = param
+    def __init__(self, policy: MediaPolicy, param: str | None, left: threading.Event) -> None:
+        self._policy, self._param, self._left = policy, param, left
         self._plain = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -48,13 +54,16 @@ class CheckedBackend(httpcore2.NetworkBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
         """See httpcore. All addresses of the host must be allowed; they are tried in the resolver's order."""
-        addresses = self._checked_addresses(host, port)
-        for address in addresses[:-1]:
+        failed: Exception = httpcore2.ConnectError("no address")
+        for address in self._checked_addresses(host, port):
+            if self._left.is_set():
+                break
             try:
-                return self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                continue
-        return self._plain.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+                stream = self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+                return WatchedStream(stream, self._left)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failed = error
+        raise failed
 
     def _checked_addresses(self, host: str, port: int) -> list[str]:
         try:

@@ -10,8 +10,8 @@ import functools
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 
 import httpcore2
 import httpx2
@@ -30,7 +30,7 @@ def download(url: str, policy: MediaPolicy, param: str | None, budget: Budget) -
     """Download a URL into anonymous memory.
 
     Name resolution, connecting and reading block, so they run in a thread that is left behind when the request ends first;
-    it ends by the policy's timeouts or at its next chunk, and throws its result away.
+    it ends by the policy's timeouts or before its next read, and throws its result away.
 
     Raises:
         ServingError: See :func:`internvideo_server.media.fetch`.
@@ -41,13 +41,11 @@ def download(url: str, policy: MediaPolicy, param: str | None, budget: Budget) -
     result = _in_thread(lambda: _follow(url, policy, param, left))
     too_long = time.monotonic() + policy.total_timeout
     try:
-        while True:
-            try:
-                return result.result(timeout=POLL_SECONDS)
-            except TimeoutError:
-                budget.check("fetching the media")
-                if time.monotonic() >= too_long:
-                    raise _unavailable(f"the download took longer than {policy.total_timeout:g} s", param) from None
+        while not wait([result], POLL_SECONDS).done:
+            budget.check("fetching the media")
+            if time.monotonic() >= too_long:
+                raise _unavailable(f"the download took longer than {policy.total_timeout:g} s", param)
+        return result.result()
     except BaseException:
         left.set()
         result.add_done_callback(_discard)
@@ -89,7 +87,7 @@ def _get(url: httpx2.URL, policy: MediaPolicy, param: str | None, left: threadin
     host = url.netloc.decode("ascii")
     try:
         with (
-            httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=CheckedBackend(policy, param)) as pool,
+            httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=CheckedBackend(policy, param, left)) as pool,
             pool.stream("GET", origin, headers=[("Host", host), *_HEADERS], extensions={"timeout": timeouts}) as response,
         ):
             headers = httpx2.Headers(response.headers)
@@ -100,7 +98,7 @@ def _get(url: httpx2.URL, policy: MediaPolicy, param: str | None, left: threadin
                 raise invalid("the remote host sends the media compressed although asked not to", param)
             if (length := headers.get("content-length", "")).isdigit():
                 check_size(int(length), policy, param)
-            return Media.from_chunks(_until_left(response.iter_stream(), left), policy, param), ""
+            return Media.from_chunks(response.iter_stream(), policy, param), ""
     except (httpx2.InvalidURL, httpcore2.LocalProtocolError):
         raise invalid("the URL, or one it redirects to, is malformed", param) from None
     except httpcore2.TimeoutException:
@@ -116,13 +114,6 @@ def _check_status(status: int, param: str | None) -> None:
         raise _unavailable(f"the URL's host answered {status}", param)
     if status != 200:
         raise invalid(f"the URL cannot be fetched: its host answered {status}", param)
-
-
-def _until_left(chunks: Iterator[bytes], left: threading.Event) -> Iterator[bytes]:
-    for chunk in chunks:
-        if left.is_set():
-            raise ServingError(ErrorCode.CANCELLED, "nobody waits for the download any more")
-        yield chunk
 
 
 def _in_thread(work: Callable[[], Media]) -> Future[Media]:

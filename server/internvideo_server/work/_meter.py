@@ -10,7 +10,6 @@ import triton_python_backend_utils as pb_utils
 
 from ..metrics import METRICS, Meter, as_key, of_model
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +36,7 @@ class TritonMeter(Meter):
             self._shown[name, as_key(labels)] = family.Metric(labels=labels), 0.0
 
     def publish(self) -> None:
-        """Bring Triton's metrics up to date. What does not get through (no room in the shared memory, say) waits for the next time."""
+        """Bring Triton's metrics up to date; what does not get through (no room in the shared memory, say), at the next call."""
         try:
             with self._publishing:
                 self._publish()
