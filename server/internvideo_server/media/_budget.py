@@ -34,13 +34,9 @@ class Budget:
     cancelled: Cancelled = field(default_factory=threading.Event)
 
     @classmethod
-    def seconds(cls, seconds: float, cancelled: Cancelled | None = None) -> Budget:
+    def seconds(cls, seconds: float) -> Budget:
         """A budget that ends ``seconds`` from now."""
-        return cls(time.monotonic() + seconds, cancelled or threading.Event())
-
-    def at_most(self, seconds: float) -> Budget:
-        """The same interest, but ending ``seconds`` from now if that is earlier."""
-        return Budget(min(self.deadline, time.monotonic() + seconds), self.cancelled)
+        return cls(time.monotonic() + seconds)
 
     def check(self, doing: str) -> None:
         """Raise if the work must end.

@@ -24,6 +24,8 @@ from internvideo_server.media._policy import MediaPolicy
 
 _HEADERS = [("Accept", "*/*"), ("Accept-Encoding", "identity"), ("User-Agent", "internvideo-triton")]
 _REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 3
+_CONNECT_S = 5.0
 
 
 def download(url: str, policy: MediaPolicy, param: str | None, budget: Budget) -> Media:
@@ -35,8 +37,6 @@ def download(url: str, policy: MediaPolicy, param: str | None, budget: Budget) -
     Raises:
         ServingError: See :func:`internvideo_server.media.fetch`.
     """
-    if not policy.allow_http:
-        raise ServingError(ErrorCode.PERMISSION_DENIED, "this server fetches no http(s) URLs", param)
     left = threading.Event()
     result = _in_thread(lambda: _follow(url, policy, param, left))
     too_long = time.monotonic() + policy.total_timeout
@@ -55,12 +55,12 @@ def download(url: str, policy: MediaPolicy, param: str | None, budget: Budget) -
 def _follow(url: str, policy: MediaPolicy, param: str | None, left: threading.Event) -> Media:
     """Get the URL, hop by hop; each hop passes the same checks."""
     target = url
-    for _ in range(policy.max_redirects + 1):
+    for _ in range(_MAX_REDIRECTS + 1):
         parsed = _checked_url(target, policy, param)
         media, target = _get(parsed, policy, param, left)
         if media is not None:
             return media
-    raise invalid(f"the URL redirects more than {policy.max_redirects} times", param)
+    raise invalid(f"the URL redirects more than {_MAX_REDIRECTS} times", param)
 
 
 def _checked_url(url: str, policy: MediaPolicy, param: str | None) -> httpx2.URL:
@@ -80,7 +80,7 @@ def _checked_url(url: str, policy: MediaPolicy, param: str | None) -> httpx2.URL
 
 def _get(url: httpx2.URL, policy: MediaPolicy, param: str | None, left: threading.Event) -> tuple[Media | None, str]:
     """One hop: the medium, or where it is said to be instead."""
-    timeouts = {"connect": policy.connect_timeout, "read": policy.read_timeout, "write": policy.read_timeout}
+    timeouts = {"connect": _CONNECT_S, "read": policy.read_timeout, "write": policy.read_timeout}
     origin = httpcore2.URL(
         scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )  # as httpx2's own transport hands it over

@@ -13,13 +13,10 @@ class MediaPolicy:
     Args:
         allowed_local_roots: Folders whose files ``file://`` URLs may name. None given: no local files.
         max_bytes: Largest file, download or upload, in bytes; downloads and uploads are held in memory.
-        allow_http: Whether ``http://`` and ``https://`` URLs are fetched.
         allowed_hosts: Host names (exact, lower case) that may be fetched from; empty: any host with public addresses.
         allow_private_addresses: Lets the *listed* hosts have loopback or private addresses (an internal object store).
-        connect_timeout: Seconds for one connection.
         read_timeout: Seconds that a remote host may be silent.
         total_timeout: Seconds for a whole download.
-        max_redirects: How many redirects are followed; each hop is checked like the first URL.
 
     Raises:
         ValueError: A root is no folder, or private addresses are allowed without a list of hosts.
@@ -27,13 +24,10 @@ class MediaPolicy:
 
     allowed_local_roots: tuple[Path, ...] = ()
     max_bytes: int = 512 << 20
-    allow_http: bool = True
     allowed_hosts: tuple[str, ...] = ()
     allow_private_addresses: bool = False
-    connect_timeout: float = 5.0
     read_timeout: float = 10.0
     total_timeout: float = 120.0
-    max_redirects: int = 3
 
     def __post_init__(self) -> None:
         roots = tuple(Path(root).resolve() for root in self.allowed_local_roots)
