@@ -1,6 +1,7 @@
 """Memory bounded in bytes, work that is shared, and values that are held for a request on its way."""
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from internvideo_server.errors import ErrorCode, ServingError, invalid
 from internvideo_server.media import Budget
 from internvideo_server.metrics import Meter
 from internvideo_server.video import FrameBuffer
+from tests.asking import until
 
 A, B = b"a" * 32, b"b" * 32
 FAR = 3600.0
@@ -280,6 +282,26 @@ def test_strangers_and_nonsense_do_not_stop_the_server() -> None:
                 stranger.connect(name)
                 stranger.send(nonsense) if nonsense else None
         assert LeaseClient(name).lease("", [A], time.monotonic() + FAR)[1] == {A}
+    finally:
+        server.close()
+
+
+def test_a_time_without_free_descriptors_does_not_stop_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    cache, leases = book()
+    cache.put(A, "embedding", 9)
+    accept = socket.socket.accept
+
+    def full(listener: socket.socket) -> None:
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", full)
+    name = f"\0internvideo-test-{os.getpid()}"
+    server = LeaseServer(leases, TicketBook(), name)
+    try:
+        until(lambda: LeaseClient(name).lease("", [A], time.monotonic() + FAR)[1] == {A}, "the server is gone")
     finally:
         server.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +26,6 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         """Read the limits and the tokenizer, start the decoder processes."""
         settings = parameters(args)
-        # Each medium in the frame cache is an open descriptor.
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         roots = tuple(Path(root) for root in settings["allowed_local_media_path"].split(os.pathsep) if root)
         workers, max_frames = int(settings["decode_workers"]), int(settings["max_frames"])
         self._tokenizer = ChatTokenizer.from_file(Path(settings["tokenizer_path"]))

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _MESSAGE_BYTES = 1 << 16
 _MOST_DESCRIPTORS = 64  # of one message; Linux takes 253
 _TIMEOUT_S = 0.5  # of a question that takes 0.1 ms: without an answer the frames are decoded
+_PAUSE_S = 0.1  # when no question can be taken
 
 
 def socket_name() -> str:
@@ -57,22 +58,26 @@ class LeaseServer:
             self._socket.close()
             raise
         self._socket.listen(128)
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="embedding-leases", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """End the thread. Closing twice is fine."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept
         self._thread.join()
         self._socket.close()
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 client, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:  # closing, or too many files are open
+                if not self._closed.wait(_PAUSE_S):
+                    _log.warning("no question about embeddings can be taken: %r", error)
+                continue
             with client:
                 try:
                     if _same_parent(client):

@@ -1,10 +1,10 @@
 """What the Triton models of the chain share: bounded queue, workers, `stop` by request id, parameters. Needs Triton's stub."""
 
-from ._locale import read_text_as_utf8
 from ._meter import TritonMeter
 from ._parameters import parameters
 from ._pool import Job, WorkerPool
+from ._stub import prepare_process
 
 __all__ = ["Job", "TritonMeter", "WorkerPool", "parameters"]
 
-read_text_as_utf8()
+prepare_process()
