@@ -311,8 +311,42 @@ def test_a_client_that_cannot_be_answered_harms_nobody(own_engine: Engine) -> No
     bad = ask(own_engine, prompt(1, 10), 100, answer=Answer(broken))
     good = ask(own_engine, prompt(2, 10), 100)
     assert len(good.wait()) == 100
-    assert len(bad.outputs) == 1
+    assert bad.done.wait(PATIENCE_S)
+    assert (len(bad.outputs), bad.error) == (1, "a response could not be sent")
     wait_until_idle(own_engine)
+
+
+def test_a_request_that_cannot_enter_the_batch_is_told_so_and_harms_nobody(
+    own_engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("no room for its rows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own_engine._manager.tables, "admit", full)
+        bad = ask(own_engine, prompt(1, 10))
+    assert bad.done.wait(PATIENCE_S)
+    assert bad.error == "the prompt table could not be taken: MemoryError"
+    assert "no room for its rows" in caplog.text
+    assert len(ask(own_engine, prompt(2, 10), 20).wait()) == 20
+    assert idle(own_engine)
+
+
+def test_figures_that_cannot_be_reported_end_no_thread(engine_dir: Path, device: str) -> None:
+    asked = threading.Event()
+
+    def report(active: int, waiting: int) -> None:
+        asked.set()
+        raise RuntimeError("no room in the shared memory")
+
+    engine = Engine.load(
+        engine_dir, torch.device(device), max_queue_size=0, reuse=True, cancellation_check_period=0.02, report=report
+    )
+    try:
+        assert asked.wait(PATIENCE_S)
+        assert len(ask(engine, prompt(2, 10), 20).wait()) == 20
+    finally:
+        engine.close()
 
 
 def test_the_death_of_the_generation_thread_fails_all_and_later_requests(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NoReturn
+
 import numpy as np
 import pytest
 import torch
@@ -10,18 +13,25 @@ from hypothesis import strategies as st
 from torch import nn
 
 from internvideo_server.engine import _tables
-from internvideo_server.engine._tables import MAX_SPANS, IdRanges, PromptTables
+from internvideo_server.engine._tables import IdRanges, PromptTables
 
 VOCAB, HIDDEN, ROWS = 50, 4, 32
 
 
-def make_tables(slots: int = 2) -> PromptTables:
+def make_tables(slots: int = 2, max_rows: int = ROWS) -> PromptTables:
     torch.manual_seed(0)
-    return PromptTables(nn.Embedding(VOCAB, HIDDEN), slots=slots, max_rows=ROWS).requires_grad_(False)
+    return PromptTables(nn.Embedding(VOCAB, HIDDEN), slots=slots, max_rows=max_rows).requires_grad_(False)
 
 
 def virtual(*rows: int) -> np.ndarray:
     return np.array([VOCAB + row for row in rows], np.int32)
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def embed(tables: PromptTables, ids: list[int]) -> torch.Tensor:
@@ -61,16 +71,31 @@ def test_other_content_under_equal_rows_in_two_slots_stays_apart() -> None:
 
 
 def test_several_contents_in_one_prompt() -> None:
-    tables, table = make_tables(), torch.randn(MAX_SPANS * 2, HIDDEN)
-    rows = np.arange(MAX_SPANS * 2)
+    tables, table = make_tables(), torch.randn(32, HIDDEN)
+    rows = np.arange(32)
     _, ids = tables.admit(virtual(*rows), (rows // 2 + 1).tolist(), table)
     assert torch.equal(embed(tables, ids), table)
 
 
+def test_a_table_may_be_full_of_different_images() -> None:
+    tables, table = make_tables(max_rows=20 * 64), torch.randn(20 * 64, HIDDEN)
+    rows = np.arange(20 * 64)
+    _, ids = tables.admit(virtual(*rows), (rows // 64 + 1).tolist(), table)
+    assert torch.equal(embed(tables, ids), table)
+
+
+def test_rows_that_cannot_be_taken_take_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = make_tables(slots=1)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(_tables.np, "concatenate", raising(RuntimeError("CUDA out of memory")))
+        tables.admit(virtual(0), [1], torch.zeros(1, HIDDEN))
+    tables.admit(virtual(0), [1], torch.zeros(1, HIDDEN))
+
+
 def test_more_contents_than_a_slot_can_hold_are_refused_and_take_no_slot() -> None:
     tables = make_tables(slots=1)
-    rows = range(MAX_SPANS + 1)
-    with pytest.raises(ValueError, match=f"at most {MAX_SPANS}"):
+    rows = range(17)
+    with pytest.raises(ValueError, match="17 different contents in one prompt table, at most 16"):
         tables.admit(virtual(*rows), [row + 1 for row in rows], torch.zeros(ROWS, HIDDEN))
     tables.admit(virtual(0), [1], torch.zeros(1, HIDDEN))
 

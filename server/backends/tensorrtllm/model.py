@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import triton_python_backend_utils as pb_utils
 
 from internvideo_server.engine import Engine, Output, RefusedRequestError, parse_request
 from internvideo_server.work import parameters
+
+_log = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
@@ -46,6 +49,9 @@ class TritonPythonModel:
                 self._take(request, sink)
             except RefusedRequestError as error:
                 sink.fail(str(error))
+            except Exception as error:  # a fault of this request must not leave the others of the list unanswered
+                _log.exception("request %s failed", request.request_id())
+                sink.fail(f"the request could not be taken: {type(error).__name__}")
 
     def finalize(self) -> None:
         """End the engine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -137,6 +138,10 @@ class Engine:
             except ValueError as error:
                 self._fail(work, str(error))
                 continue
+            except Exception as error:  # no memory for its rows, say: this request's fault alone
+                _log.exception("request %s could not enter the batch", work.client_id)
+                self._fail(work, f"the prompt table could not be taken: {type(error).__name__}")
+                continue
             name = str(next(self._ids))
             self._running[name] = work
             one_token_stops = [word[0] for word in request.stop_words if len(word) == 1]
@@ -152,9 +157,15 @@ class Engine:
                 if (now := time.monotonic()) >= next_check:
                     next_check = now + self._period
                     self._end_cancelled()
-                    self._report(len(self._running), len(self._waiting))
+                    self._tell()
                 if not self._manager.alive:
                     self._fail_all(_DEAD)
+
+    def _tell(self) -> None:
+        try:
+            self._report(len(self._running), len(self._waiting))
+        except Exception:  # a figure must not end the thread that answers all
+            _log.exception("the number of requests could not be reported")
 
     def _advance(self, result: object) -> None:
         name, tokens, error = result.request_id, result.generated_tokens, result.error  # type: ignore[attr-defined]
@@ -185,7 +196,10 @@ class Engine:
             send()
         except Exception:  # one client's trouble must not end the thread that answers all
             _log.exception("a response of request %s could not be sent", work.client_id)
-            work.answered = True
+            if not work.answered:
+                work.answered = True
+                with contextlib.suppress(Exception):
+                    work.sink.fail("a response could not be sent")
 
     def _end_cancelled(self) -> None:
         for work in [*self._waiting, *self._running.values()]:

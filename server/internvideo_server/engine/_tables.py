@@ -18,10 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ..limits import TOKENS_PER_FRAME
+
 # Ids that are remembered for contents seen before. A forgotten one costs a prefill, never a wrong answer.
 _REMEMBERED_RANGES = 4096
-# Different videos in one request; each takes one entry of the look-up table that every prefill compares its ids with.
-MAX_SPANS = 16
+# A request may have as many media as its table has rows for, of which the smallest, an image, takes 4 frames; each takes one
+# entry of the look-up table that every pass compares its ids with. Small tables have this many entries:
+_FEWEST_SPANS = 16
+_ROWS_OF_AN_IMAGE = 4 * TOKENS_PER_FRAME
 _LAST_ID = 2**31 - 1  # the manager stores ids as int32
 
 
@@ -73,6 +77,9 @@ class PromptTables(nn.Module):
         embedding: The model's own token embedding [vocab, hidden].
         slots: Requests at work at once.
         max_rows: Rows of one request's table.
+
+    Attributes:
+        max_spans: Different contents that one request may have.
     """
 
     def __init__(self, embedding: nn.Embedding, slots: int, max_rows: int) -> None:
@@ -84,7 +91,8 @@ class PromptTables(nn.Module):
         self._ranges = IdRanges(self.vocab_size)
         self._free = deque(range(slots))
         self._changes: deque[tuple[int, list[_Span], torch.Tensor | None]] = deque()
-        none = torch.full((slots, MAX_SPANS), -1, dtype=torch.int64, device=weight.device)
+        self.max_spans = max(_FEWEST_SPANS, max_rows // _ROWS_OF_AN_IMAGE)
+        none = torch.full((slots, self.max_spans), -1, dtype=torch.int64, device=weight.device)
         self._starts = none.clone()  # first id of each span
         self._ends = none.clone()  # one after its last id
         self._rows = none.clone()  # pool row of its first id
@@ -112,7 +120,7 @@ class PromptTables(nn.Module):
             The slot, and the ids [N] that the manager takes.
 
         Raises:
-            ValueError: An id points outside the table, there are more than MAX_SPANS contents, or they share rows so that
+            ValueError: An id points outside the table, there are more than ``max_spans`` contents, or they share rows so that
                 a slot does not hold them all.
         """
         ids = input_ids.astype(np.int64)
@@ -122,8 +130,8 @@ class PromptTables(nn.Module):
             raise ValueError(f"input id {int(ids.max())} needs row {int(table_rows.max())} of a table of {table.shape[0]} rows")
         contents = np.zeros(len(ids), np.uint64) if extra_ids is None else np.asarray(extra_ids, np.uint64)
         distinct = np.unique(contents[virtual])
-        if len(distinct) > MAX_SPANS:
-            raise ValueError(f"{len(distinct)} different contents in one prompt table, at most {MAX_SPANS} are possible")
+        if len(distinct) > self.max_spans:
+            raise ValueError(f"{len(distinct)} different contents in one prompt table, at most {self.max_spans} are possible")
         spans: list[_Span] = []
         order: list[npt.NDArray[np.int64]] = []  # table rows in the order of the spans
         for content in distinct:
@@ -135,12 +143,12 @@ class PromptTables(nn.Module):
             order.append(rows)
         if (total := sum(span.rows for span in spans)) > self.max_rows:
             raise ValueError(f"the contents of the prompt table have {total} rows together, at most {self.max_rows} are possible")
-        slot = self._free.popleft()
         if spans:
-            index = torch.from_numpy(np.concatenate(order)).to(table.device)
-            rows = table[index]
+            rows = table[torch.from_numpy(np.concatenate(order)).to(table.device)]
             if rows.is_cuda:  # the forward passes have a stream of their own
                 torch.cuda.current_stream(rows.device).synchronize()
+        slot = self._free.popleft()  # when nothing can fail any more
+        if spans:
             self._changes.append((slot, spans, rows))
         return slot, ids.tolist()
 
@@ -167,7 +175,7 @@ class PromptTables(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embed ids [..., Q] -> [..., Q, hidden]."""
         ids = input_ids.reshape(-1, 1).to(torch.int64)  # [Q, 1]
-        hit = (ids >= self._starts.view(1, -1)) & (ids < self._ends.view(1, -1))  # [Q, slots * MAX_SPANS]
+        hit = (ids >= self._starts.view(1, -1)) & (ids < self._ends.view(1, -1))  # [Q, slots * max_spans]
         span = hit.to(torch.uint8).argmax(dim=1)  # [Q], any entry that holds the id: equal content
         row = self._rows.view(-1)[span] + ids[:, 0] - self._starts.view(-1)[span]
         is_virtual = hit.any(dim=1)  # [Q]
