@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
@@ -53,3 +54,11 @@ def test_every_code_has_a_status_of_its_own() -> None:
         ErrorCode.UNAVAILABLE: 503,
         ErrorCode.DEADLINE_EXCEEDED: 504,
     }
+
+
+def test_the_first_token_may_take_as_long_as_the_whole_request() -> None:
+    async def first_wait() -> float:
+        async with internvideo_client.TritonChatClient("127.0.0.1:1", request_timeout_s=900) as client:
+            return client.generate([])._first_timeout_s
+
+    assert asyncio.run(first_wait()) == 900

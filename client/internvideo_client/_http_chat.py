@@ -16,8 +16,7 @@ import httpx2
 from ._errors import ApiError
 
 MODEL_ID = "InternVideo2_5"
-# The first token waits for the whole video; the adapter has the exact limits.
-_TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
+_TIMEOUT = httpx2.Timeout(None, connect=10.0)  # the adapter has the limits of a request
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class TritonChatClient:
     Args:
         url: ``HOST:PORT`` of Triton's gRPC endpoint.
         request_timeout_s: Longest time for a whole request. The models learn it too, and end their part of the work by it.
-        first_token_timeout_s: Longest silence before the first response (fetching, decoding and the tower take their time).
+        first_token_timeout_s: Longest silence before the first response (fetching, decoding and the tower take their time);
+            None: as long as the whole request may take.
         inactivity_timeout_s: Longest silence between two responses. A dead engine says nothing, so silence is its only sign.
     """
 
@@ -114,14 +115,14 @@ class TritonChatClient:
         url: str,
         *,
         request_timeout_s: float = 300.0,
-        first_token_timeout_s: float = 300.0,
+        first_token_timeout_s: float | None = None,
         inactivity_timeout_s: float = 60.0,
     ) -> None:
         # The plain stub: tritonclient's own aio client cannot ask for the final response that makes an end visible.
         self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._request_timeout_s = request_timeout_s
-        self._first_token_timeout_s = first_token_timeout_s
+        self._first_token_timeout_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
         self._inactivity_timeout_s = inactivity_timeout_s
         self._stops: set[asyncio.Task[None]] = set()
 

@@ -19,7 +19,9 @@ def main(
     port: Annotated[int, typer.Option(help="port to listen on")] = 9997,
     max_body_bytes: Annotated[int, typer.Option(help="largest request body")] = 256 * 1024 * 1024,
     request_timeout: Annotated[float, typer.Option(help="longest time for a whole request, seconds")] = 300,
-    first_token_timeout: Annotated[float, typer.Option(help="longest silence before the first response, seconds")] = 300,
+    first_token_timeout: Annotated[
+        float | None, typer.Option(help="longest silence before the first response, seconds; none: as the whole request")
+    ] = None,
     inactivity_timeout: Annotated[float, typer.Option(help="longest silence between responses, seconds")] = 60,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
 ) -> None:

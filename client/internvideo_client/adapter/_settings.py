@@ -19,7 +19,7 @@ class AdapterSettings:
         model_id: The one model that clients name.
         max_body_bytes: Largest request body; a video in a ``data:`` URL takes 4/3 of its size.
         request_timeout_s: Longest time for a whole request, from the fetch of its media to its last token.
-        first_token_timeout_s: Longest silence of the chain before its first response.
+        first_token_timeout_s: Longest silence of the chain before its first response; None: the whole request's time.
         inactivity_timeout_s: Longest silence between two responses.
     """
 
@@ -28,7 +28,7 @@ class AdapterSettings:
     model_id: str = "InternVideo2_5"
     max_body_bytes: int = 256 * 1024 * 1024
     request_timeout_s: float = 300.0
-    first_token_timeout_s: float = 300.0
+    first_token_timeout_s: float | None = None
     inactivity_timeout_s: float = 60.0
 
     def load_tokenizer(self) -> Tokenizer:
