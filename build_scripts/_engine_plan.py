@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from internvideo_server.limits import MAX_POSITIONS, EngineLimits
-
-ROWS_PER_FRAME = 16  # of the prompt table: HiCo merges 4 frames into 64 tokens
+from internvideo_server.limits import FRAMES_PER_GROUP, MAX_POSITIONS, TOKENS_PER_FRAME, EngineLimits
 
 
 class PlanError(ValueError):
@@ -58,8 +56,8 @@ class Sizes:
     max_output_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.max_frames < 4 or self.max_frames % 4:
-            raise PlanError(f"--max-frames must be a positive multiple of 4 (groups of 4 are merged), got {self.max_frames}")
+        if self.max_frames < 1 or self.max_frames % FRAMES_PER_GROUP:
+            raise PlanError(f"--max-frames must be a positive multiple of {FRAMES_PER_GROUP}, got {self.max_frames}")
         for flag, value in (
             ("--max-batch-size", self.max_batch_size),
             ("--max-text-tokens", self.max_text_tokens),
@@ -98,7 +96,7 @@ class Sizes:
     @property
     def max_multimodal_len(self) -> int:
         """Rows of all requests' prompt tables together; one request may use an equal share."""
-        return self.max_batch_size * self.max_frames * ROWS_PER_FRAME
+        return self.max_batch_size * self.max_frames * TOKENS_PER_FRAME
 
     def explain(self) -> list[str]:
         """How the engine's numbers come about, a line each."""
@@ -108,7 +106,7 @@ class Sizes:
             f"max_seq_len {self.max_seq_len} = {self.max_input_len} + {self.max_output_tokens} of answer",
             f"max_num_tokens {self.max_num_tokens} = max_input_len: a whole prompt in one step (longer ones go in chunks)",
             f"max_multimodal_len {self.max_multimodal_len} = batch {self.max_batch_size} x {self.max_frames} frames x "
-            f"{ROWS_PER_FRAME} rows; one request may bring {self.max_frames * ROWS_PER_FRAME}",
+            f"{TOKENS_PER_FRAME} rows; one request may bring {self.max_frames * TOKENS_PER_FRAME}",
         ]
 
     def limits(self, dtype: str, vocab_size: int, hidden_size: int) -> EngineLimits:

@@ -27,6 +27,7 @@ import typer
 from rich.console import Console
 
 from internvideo_server.checkpoint import Checkpoint, CheckpointError
+from internvideo_server.launch._engine import GRAMMAR_FILE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._engine_plan import (
@@ -44,7 +45,6 @@ from build_scripts._steps import Step, StepError, beside
 from build_scripts.check_checkpoint import check_checkpoint
 
 SCRIPTS = Path(__file__).resolve().parent
-GRAMMAR_FILE = "xgrammar_tokenizer_info.json"
 
 
 def plan_steps(

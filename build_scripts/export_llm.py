@@ -26,11 +26,10 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from internvideo_server.checkpoint import Checkpoint
-from internvideo_server.limits import EngineLimits
+from internvideo_server.limits import TOKENS_PER_FRAME, EngineLimits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # build_scripts is found when this runs as a script, too
 
-TOKENS_PER_FRAME = 16  # HiCo: 4 frames -> 64 tokens
 FORMAT = 1  # counted up when the export changes, so that cached directories are made again
 
 

@@ -1,8 +1,7 @@
 """Make a checkpoint of random weights in the file layout of InternVideo2_5_Chat_8B.
 
 Tensor names, shapes, configuration, sharding and tokenizer files are those of the real one; only the numbers mean
-nothing. ``tiny`` is what `internvideo serve` runs without ``--checkpoint``; ``full`` shows loading and speed at the real
-size.
+nothing. ``tiny`` is for tests; ``full`` shows loading and speed at the real size.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def settings_of(lab: Lab, device: Device, dtype: str, allowed: tuple[Path, ...] 
         ({"allowed_local_media_path": (Path("/no/such/directory"),)}, "/no/such/directory is not a directory"),
         ({"engine": Path("/engine")}, "--engine needs --checkpoint"),
         ({"checkpoint": Path("/no/such/checkpoint")}, "--checkpoint /no/such/checkpoint is not a directory"),
-        ({"decode_workers": 0}, "decode_workers must be at least 1"),
+        ({"decode_workers": 0}, "--decode-workers must be at least 1"),
         ({"cuda_region_count": 0}, "--cuda-region-count must be at least 1"),
         ({"cuda_region_mb": 0}, "--cuda-region-mb must be at least 1"),
     ],

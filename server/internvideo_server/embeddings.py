@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .cache import ByteLru, LeaseBook, TicketBook
 from .errors import ErrorCode, ServingError, invalid
-from .limits import TOKENS_PER_FRAME
+from .limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
 from .media import POLL_SECONDS, Budget
 from .metrics import Meter
 from .regions import RegionPool
 from .scheduling import ChunkModel, Frames, Task, TowerQueue
 from .video import FrameBuffer
-from .vision import FRAMES_PER_GROUP, Stopped
+from .vision import Stopped
 
 
 @dataclass(frozen=True)

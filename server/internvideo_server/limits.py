@@ -14,9 +14,9 @@ from typing import Any
 # Dynamic NTK scaling changes nothing up to the model's trained length, so the export drops it; beyond, positions would be wrong.
 MAX_POSITIONS = 32768
 
-
-# The vision tower leaves 16 tokens of a frame: num_tome_tokens / local_num_frames, literals in the model's own code.
-TOKENS_PER_FRAME = 16
+# HiCo merges the tokens of 4 frames and leaves 16 of each: local_num_frames, and num_tome_tokens divided by it, literals in the
+# model's own code.
+FRAMES_PER_GROUP, TOKENS_PER_FRAME = 4, 16
 
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,6 +43,8 @@ class EngineLimits:
     max_prompt_embedding_table_size: int
 
     def __post_init__(self) -> None:
+        if self.dtype not in _ELEMENT_BYTES:
+            raise LimitsError(f"the engine is {self.dtype}; known are {', '.join(_ELEMENT_BYTES)}")
         if self.max_seq_len > MAX_POSITIONS:
             raise LimitsError(
                 f"max_seq_len {self.max_seq_len} > {MAX_POSITIONS}: rope_scaling is exported as null, exact up to there"
@@ -57,8 +59,8 @@ class EngineLimits:
 
     @property
     def max_frames(self) -> int:
-        """Frames of all of one request's videos."""
-        return self.max_rows // TOKENS_PER_FRAME
+        """Frames of all of one request's videos, a multiple of 4."""
+        return self.max_rows // (FRAMES_PER_GROUP * TOKENS_PER_FRAME) * FRAMES_PER_GROUP
 
     @property
     def element_bytes(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ErrorCode, ServingError, invalid
-from .limits import TOKENS_PER_FRAME
+from .limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
 from .media import POLL_SECONDS, Budget
 from .metrics import Meter
 
@@ -58,7 +58,7 @@ class RegionPool:
             ServingError: INVALID_ARGUMENT: no region is that large. UNAVAILABLE: none became free in time. CANCELLED.
         """
         if rows * row_bytes > self.size:
-            most = self.size // row_bytes // TOKENS_PER_FRAME
+            most = self.size // (FRAMES_PER_GROUP * TOKENS_PER_FRAME * row_bytes) * FRAMES_PER_GROUP
             raise invalid(
                 f"{rows // TOKENS_PER_FRAME} frames make {rows * row_bytes} bytes of embeddings, the server's regions hold "
                 f"{self.size}: ask for at most {most} frames",

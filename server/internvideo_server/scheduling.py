@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .errors import ErrorCode, ServingError
-from .limits import TOKENS_PER_FRAME
+from .limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
 from .video import FRAME_SIZE, FrameBuffer
-from .vision import FRAMES_PER_GROUP, Stopped
+from .vision import Stopped
 
 _log = logging.getLogger(__name__)
 _READERS = 4  # threads that copy a chunk's frames into page-locked memory: one alone reaches 4 GB/s (docs/performance.md)

@@ -17,8 +17,8 @@ from ._gpu import MIB, Gpu
 from ._memory import GIB, MemoryNeed
 from ._report import Check, failed, ok, skipped, warning
 
-# Frames of a request lie in the segment of preprocessing's stub while vit reads them: 128 frames are 77 MB, and both models
-# hold some requests. Triton's own advice for Python models is 1 GiB.
+# What passes between Triton and its Python models. Frames do so only where vit cannot be given their memory (128 of them are
+# 77 MB), uploads always. Triton's own advice is 1 GiB.
 _SHM_BYTES = 1 * GIB
 _CUDA_13_1_DRIVER = 590  # container 26.07
 _CUDA_13_DRIVER = 580  # any CUDA 13, by minor-version compatibility

@@ -9,11 +9,10 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, CheckpointError
 from ..launch import LaunchError
 from ..launch._engine import GRAMMAR_FILE, pretrained_config, world_size
-from ..limits import EngineLimits, LimitsError
+from ..limits import TOKENS_PER_FRAME, EngineLimits, LimitsError
 from ._report import Check, failed, ok, skipped, warning
 from ._shapes import check_shapes
 
-_ROWS_PER_FRAME = 16
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 _FETCH = "download the checkpoint again (all of its files, config.json's version included)"
 _BUILD = "make the engine anew: build_scripts/build.py (TensorRT-LLM) or build_scripts/export_llm.py (embedded)"
@@ -70,13 +69,13 @@ def check_engine(engine: Path, *, max_frames: int) -> tuple[list[Check], EngineL
     if not (engine / "tokenizer.json").is_file():
         fix = f"build_scripts/export_tokenizer.py CHECKPOINT --out {engine}/tokenizer.json"
         checks.append(failed("tokenizer", f"{engine}/tokenizer.json is missing", fix))
-    rows = max_frames * _ROWS_PER_FRAME
-    if rows > limits.max_rows:
+    rows = max_frames * TOKENS_PER_FRAME
+    if max_frames > limits.max_frames:
         checks.append(
             failed(
                 "prompt table",
                 f"{max_frames} frames need {rows} rows, the engine takes {limits.max_rows} per request",
-                f"--max-frames {limits.max_rows // _ROWS_PER_FRAME // 4 * 4}, or build with a larger --max-frames",
+                f"--max-frames {limits.max_frames}, or build with a larger --max-frames",
             )
         )
     else:

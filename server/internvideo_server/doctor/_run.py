@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from ..launch import LaunchError
 from ..launch._artifacts import project_home
 from ..launch._engine import world_size
+from ..launch._repository import read_config
 from ..launch._tritonserver import resolve_device
 from ._gpu import find_gpus
 from ._host import (
@@ -80,7 +78,7 @@ def _checks(options: DoctorOptions, environ: Mapping[str, str]) -> Iterator[Chec
 
     engine, checkpoint, limits, ranks, built = options.engine, None, None, 1, False
     if options.checkpoint is None:
-        yield skipped("checkpoint", "none given: a tiny one with random weights would be made")
+        yield skipped("checkpoint", "none given: the small demo model would be served")
     else:
         found, checkpoint = check_checkpoint(options.checkpoint)
         yield from found
@@ -131,6 +129,5 @@ def _check_repository() -> Iterator[Check]:
 
 def _kv_fraction() -> float:
     """``kv_cache_free_gpu_mem_fraction`` as the repository sets it."""
-    text = (project_home() / "model_repository" / "tensorrt_llm" / "config.pbtxt").read_text()
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    config = read_config(project_home() / "model_repository" / "tensorrt_llm" / "config.pbtxt")
     return float(config.parameters["kv_cache_free_gpu_mem_fraction"].string_value)

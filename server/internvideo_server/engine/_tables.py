@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..limits import TOKENS_PER_FRAME
+from ..limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
 
 # Ids that are remembered for contents seen before. A forgotten one costs a prefill, never a wrong answer.
 _REMEMBERED_RANGES = 4096
 # A request may have as many media as its table has rows for, of which the smallest, an image, takes 4 frames; each takes one
 # entry of the look-up table that every pass compares its ids with. Small tables have this many entries:
 _FEWEST_SPANS = 16
-_ROWS_OF_AN_IMAGE = 4 * TOKENS_PER_FRAME
+_ROWS_OF_AN_IMAGE = FRAMES_PER_GROUP * TOKENS_PER_FRAME
 _LAST_ID = 2**31 - 1  # the manager stores ids as int32
 
 

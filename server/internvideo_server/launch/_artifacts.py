@@ -70,7 +70,8 @@ def resolve_dtype(options: ServeOptions, engine: Path) -> str:
     """The run's dtype: the engine's, which a given ``--dtype`` must equal.
 
     Raises:
-        LaunchError: The engine has another dtype, takes fewer frames than ``max_frames``, or has no config.json that can be read.
+        LaunchError: The engine has another dtype, takes fewer frames than ``max_frames``, or lacks a config.json that can be read
+            or a tokenizer.json.
     """
     try:
         limits = EngineLimits.from_engine_dir(engine)
@@ -82,7 +83,7 @@ def resolve_dtype(options: ServeOptions, engine: Path) -> str:
         raise LaunchError(
             f"--max-frames {options.max_frames} needs {options.max_frames * TOKENS_PER_FRAME} rows of the prompt table "
             f"({TOKENS_PER_FRAME} a frame), "
-            f"but the engine takes {limits.max_rows} per request: at most --max-frames {limits.max_frames // 4 * 4}"
+            f"but the engine takes {limits.max_rows} per request: at most --max-frames {limits.max_frames}"
         )
     if not (engine / "tokenizer.json").is_file():
         raise LaunchError(f"{engine} has no tokenizer.json: make it with build_scripts/export_tokenizer.py")

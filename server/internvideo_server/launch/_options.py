@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..limits import FRAMES_PER_GROUP
 from ._engine import REGION_COUNT
 from ._errors import LaunchError
 
@@ -97,15 +98,17 @@ class ServeOptions:
         if self.vit_quantization not in VIT_QUANTIZATIONS:
             raise LaunchError(f"--vit-quantization must be one of {', '.join(VIT_QUANTIZATIONS)}, got {self.vit_quantization!r}")
         for flag, frames in (("--num-frames", self.num_frames), ("--max-frames", self.max_frames)):
-            if frames < 4 or frames % 4:
-                raise LaunchError(f"{flag} must be a positive multiple of 4 (the tower merges groups of 4 frames), got {frames}")
+            if frames < 1 or frames % FRAMES_PER_GROUP:
+                raise LaunchError(
+                    f"{flag} must be a positive multiple of {FRAMES_PER_GROUP} (the tower merges that many frames), got {frames}"
+                )
         if self.kv_cache_fraction is not None and not 0 < self.kv_cache_fraction < 1:
             raise LaunchError(f"--kv-cache-fraction must be between 0 and 1, got {self.kv_cache_fraction}")
         if self.num_frames > self.max_frames:
             raise LaunchError(f"--num-frames {self.num_frames} is more than --max-frames {self.max_frames}")
         counts = {
-            "decode_workers": self.decode_workers,
-            "max_queue_size": self.max_queue_size,
+            "--decode-workers": self.decode_workers,
+            "--max-queue-size": self.max_queue_size,
             "--cuda-region-count": self.cuda_region_count,
             "--cuda-region-mb": 1 if self.cuda_region_mb is None else self.cuda_region_mb,
         }

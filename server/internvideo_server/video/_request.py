@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from internvideo_server.limits import FRAMES_PER_GROUP
 from internvideo_server.video._sampling import Sampling
 
 FRAME_SIZE = 448  # pixels, both sides: the vision tower's input
 FRAME_BYTES = 3 * FRAME_SIZE * FRAME_SIZE
-IMAGE_FRAMES = 4  # a still image is a video of one group of equal frames
-
+IMAGE_FRAMES = FRAMES_PER_GROUP  # a still image is a video of one group of equal frames
 
 ReaderName = Literal["auto", "pyav", "nvdec", "decord"]
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from internvideo_server.errors import invalid
-
-FRAMES_PER_GROUP = 4  # the vision tower merges the tokens of four frames at a time
+from internvideo_server.limits import FRAMES_PER_GROUP
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ uint8 frames -> normalise -> InternViT -> pixel shuffle -> HiCo token merging ov
 16 rows of the LLM's hidden size a frame.
 """
 
-from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision._config import FRAMES_PER_GROUP, VisionConfig
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.vision._config import VisionConfig
 from internvideo_server.vision._model import Quantization, Stopped, VisionModel
 
 __all__ = ["FRAMES_PER_GROUP", "TOKENS_PER_FRAME", "Quantization", "Stopped", "VisionConfig", "VisionModel"]

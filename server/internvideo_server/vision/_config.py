@@ -9,8 +9,6 @@ from typing import Any
 from internvideo_server.checkpoint import Checkpoint, CheckpointError
 from internvideo_server.limits import TOKENS_PER_FRAME
 
-# HiCo's numbers stand in no config.json: they are literals in the original class.
-FRAMES_PER_GROUP = 4  # frames whose tokens are merged together
 SHUFFLE = 2  # pixel shuffle joins 2 x 2 patches (downsample_ratio 0.5)
 
 # What the tower is written for. Other members of the family differ here, and would load and answer nonsense.

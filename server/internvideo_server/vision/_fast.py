@@ -7,8 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision._config import FRAMES_PER_GROUP, VisionConfig
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.vision._config import VisionConfig
 from internvideo_server.vision._folded import fold_embedding, fold_layers, last_shift
 from internvideo_server.vision._layers import Fp8Layer, HalfLayer, Passes
 from internvideo_server.vision.merging import merge_tokens

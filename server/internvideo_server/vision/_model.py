@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from internvideo_server.checkpoint import Checkpoint
-from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision._config import FRAMES_PER_GROUP, VisionConfig
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.vision._config import VisionConfig
 from internvideo_server.vision._loading import load_vision
 from internvideo_server.vision._plain import PlainVision
 from internvideo_server.vision._recorded import RecordedVision

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision._config import FRAMES_PER_GROUP, VisionConfig
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.vision._config import VisionConfig
 from internvideo_server.vision._fast import FastVision
 from internvideo_server.vision.tower import VisionTower
 
