@@ -226,6 +226,9 @@ def test_the_question_crosses_processes() -> None:
         ticket, held = client.lease("request", [A, B], time.monotonic() + FAR)
         assert (held, leases.take(ticket)) == ({A}, {A: "embedding"})
         assert client.lease("request", [B], time.monotonic() + FAR) == (0, set())
+        ticket, _ = client.lease("request", [A], time.monotonic() + FAR)
+        client.drop(ticket)
+        assert len(leases) == 0
     finally:
         server.close()
         server.close()

@@ -29,10 +29,14 @@ class Vit:
         self.given: dict[bytes, FrameBuffer] = {}
         self.has: set[bytes] = set()
         self.tickets: list[int] = []
+        self.dropped: list[int] = []
 
     def lease(self, request_id: str, keys: list[bytes], deadline: float) -> tuple[int, set[bytes]]:
         held = self.has & set(keys)
         return (5 if held else 0), held
+
+    def drop(self, ticket: int) -> None:
+        self.dropped.append(ticket)
 
     def give(self, ticket: int, request_id: str, frames: dict[bytes, FrameBuffer], deadline: float) -> int:
         self.tickets.append(ticket)
@@ -99,6 +103,15 @@ def test_a_lease_and_what_is_given_share_a_ticket(prepare: Any, vit: Vit) -> Non
     prepared = prepare(V0, V1)
     assert (prepared.ticket, len(prepared.frames)) == (5, 8)
     assert [medium.sent for medium in prepared.media] == [0, 8]
+
+
+def test_a_refused_request_lets_go_of_what_is_held_for_it(prepare: Any, vit: Vit) -> None:
+    vit.has = {prepare(V0).media[0].key}
+    with pytest.raises(ServingError, match="exceed the engine's context"):
+        prepare(V0, output_len=4095)
+    assert vit.dropped == [5]
+    prepare(V0)
+    assert vit.dropped == [5]
 
 
 def test_nothing_is_given_for_a_request_that_is_refused(prepare: Any, vit: Vit) -> None:

@@ -29,6 +29,10 @@ class Embeddings(Protocol):
         """Hold what is there: a ticket and the keys that it holds."""
         ...
 
+    def drop(self, ticket: int) -> None:
+        """Let go of what is held: the request will not come."""
+        ...
+
     def give(self, ticket: int, request_id: str, frames: dict[bytes, FrameBuffer], deadline: float) -> int:
         """Leave the frames of the others: the ticket now, 0 where they must go another way."""
         ...
@@ -99,9 +103,14 @@ class Preprocessor:
             named = [self._name(part, video_bytes, budget, opened) for part in conversation.media]
             known = {each.key: count for each in named if (count := self.store.count(each.key)) is not None}
             ticket, held = self.embeddings.lease(request_id, list(known), budget.deadline) if known else (0, set())
-            media, found = self._collect(named, {key: known[key] for key in held}, budget)
-        prompt = self._prompt(conversation, media)
-        max_new_tokens = self._max_new_tokens(prompt, output_len)
+            try:
+                media, found = self._collect(named, {key: known[key] for key in held}, budget)
+                prompt = self._prompt(conversation, media)
+                max_new_tokens = self._max_new_tokens(prompt, output_len)
+            except BaseException:
+                if ticket:
+                    self.embeddings.drop(ticket)
+                raise
         if found and (given := self.embeddings.give(ticket, request_id, found, budget.deadline)):
             ticket, found, media = given, {}, [replace(medium, sent=0) for medium in media]
         return Preprocessed(_joined(found), media, ticket, prompt, max_new_tokens)

@@ -90,6 +90,9 @@ class LeaseServer:
         message, fds, _, _ = socket.recv_fds(client, _MESSAGE_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         received = [FrameBuffer(fd) for fd in fds]  # which close what is not kept
         question = json.loads(message)
+        if "drop" in question:
+            self._leases.take(question["drop"])
+            return []
         ticket, request_id, deadline = question["ticket"], question["request_id"], question["deadline"]
         keys = [bytes.fromhex(key) for key in question["keys"]]
         if not question.get("frames"):
@@ -124,6 +127,14 @@ class LeaseClient:
         held = self._ask({"ticket": ticket, "request_id": request_id, "keys": _hex(keys), "deadline": deadline})
         found = {key for key, there in zip(keys, held, strict=False) if there}
         return (ticket if found else 0), found
+
+    def drop(self, ticket: int) -> None:
+        """End a lease whose request will not come; unheard, it ends at the deadline.
+
+        Args:
+            ticket: Of the lease.
+        """
+        self._ask({"drop": ticket})
 
     def give(self, ticket: int, request_id: str, frames: dict[bytes, FrameBuffer], deadline: float) -> int:
         """Leave frames for the request.
