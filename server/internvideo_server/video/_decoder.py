@@ -118,17 +118,13 @@ class FrameDecoder:
         python: str | None = None,
     ) -> None:
         self.limits = limits or DecodeLimits()
-        cores = len(os.sched_getaffinity(0))
-        settings = {
-            "limits": dataclasses.asdict(self.limits),
-        }
-        self._threads = threads or min(_MAX_THREADS, cores)
+        self._threads = threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
         self._active = 0
         self._counting = threading.Lock()
         self._closed = threading.Event()
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
-        program = python or find_python()
-        self._workers = [WorkerProcess(program, json.dumps(settings), self._closed) for _ in range(workers)]
+        program, limits_json = python or find_python(), json.dumps(dataclasses.asdict(self.limits))
+        self._workers = [WorkerProcess(program, limits_json, self._closed) for _ in range(workers)]
         for worker in self._workers:
             self._idle.put(worker)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from importlib.metadata import version
 
 from internvideo_server.video._request import DecodeLimits, DecodeRequest
@@ -26,7 +27,7 @@ def frames_key(digest: bytes, request: DecodeRequest, limits: DecodeLimits) -> b
     """
     sampling = request.sampling
     plan = {
-        "version": [_PREPROCESSING_VERSION, *map(version, _LIBRARIES)],
+        "version": [_PREPROCESSING_VERSION, *_versions()],
         "content": digest.hex(),
         "kind": request.kind,
         "reader": limits.reader.replace("auto", "pyav"),
@@ -37,6 +38,11 @@ def frames_key(digest: bytes, request: DecodeRequest, limits: DecodeLimits) -> b
     if request.kind == "image":
         plan = {name: plan[name] for name in ("version", "content", "kind")}
     return hashlib.sha256(json.dumps(plan).encode()).digest()
+
+
+@cache
+def _versions() -> list[str]:
+    return [version(library) for library in _LIBRARIES]  # read from files: milliseconds
 
 
 def extra_id(key: bytes) -> int:

@@ -38,13 +38,13 @@ class WorkerProcess:
 
     Args:
         python: The program.
-        settings: JSON for ``_worker.py``.
+        limits: DecodeLimits as JSON.
         closed: Set when the server shuts down: nothing is started from then on, and waiting ends.
     """
 
-    def __init__(self, python: str, settings: str, closed: threading.Event) -> None:
+    def __init__(self, python: str, limits: str, closed: threading.Event) -> None:
         self._command = [python, "-P", "-m", "internvideo_server.video._worker"]
-        self._settings = settings
+        self._limits = limits
         self._closed = closed
         self._lock = threading.Lock()  # between start and kill
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +72,7 @@ class WorkerProcess:
             with theirs:
                 try:
                     self._process = subprocess.Popen(
-                        [*self._command, str(theirs.fileno()), self._settings],
+                        [*self._command, str(theirs.fileno()), self._limits],
                         pass_fds=[theirs.fileno()],
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A decoder process: ``python -m internvideo_server.video._worker CONTROL_FD SETTINGS``.
+"""A decoder process: ``python -m internvideo_server.video._worker CONTROL_FD LIMITS``.
 
 Decoders of foreign files crash, hang and eat memory; here that costs one process. Jobs come as datagrams with two file
 descriptors (medium, buffer) over the control socket, answers go back the same way. When the server goes, the socket ends
@@ -37,12 +37,11 @@ _Job = tuple[dict[str, Any], int, int]  # request, medium fd, buffer fd
 def main() -> None:
     """Serve jobs until the control socket ends."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    settings = json.loads(sys.argv[2])
-    limits = DecodeLimits(**settings["limits"])
+    limits = DecodeLimits(**json.loads(sys.argv[2]))
     _confine(limits)
     if limits.reader == "nvdec":
         _nvdec.device()
-    _quiet()
+    av.logging.set_level(None)  # complaints about foreign files are answers to the client, not lines of the server's log
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(control, jobs), daemon=True).start()
     threading.Thread(target=load_compiled, daemon=True).start()
@@ -66,11 +65,6 @@ def _confine(limits: DecodeLimits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the server decides
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # if memory ends, this process goes, not the server
-
-
-def _quiet() -> None:
-    """Decoders' complaints about foreign files are answers to the client, not lines of the server's log."""
-    av.logging.set_level(None)
 
 
 def _receive(control: socket.socket, jobs: queue.SimpleQueue[_Job]) -> None:
