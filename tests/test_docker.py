@@ -237,7 +237,14 @@ def compose() -> dict[str, Any]:
     program = shutil.which("docker-compose")
     if program is None:
         pytest.skip("needs docker-compose: apt install docker-compose")
-    environment = {**os.environ, "CHECKPOINT": "/models/checkpoint", "ENGINE": "/models/engine", "PORT": "8080", "GPU": "3"}
+    wishes = {
+        "CHECKPOINT": "/models/checkpoint",
+        "ENGINE": "/models/engine",
+        "PORT": "8080",
+        "GPU": "3",
+        "REQUEST_TIMEOUT": "900",
+    }
+    environment = {**os.environ, **wishes}
     command = [program, "-f", str(DOCKER / "compose.yaml"), "config"]
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     document: dict[str, Any] = yaml.safe_load(output)
@@ -264,6 +271,10 @@ def test_compose_uses_flags_that_exist(compose: dict[str, Any]) -> None:
     assert compose["server"]["command"][0] == "serve"
     assert flags_in(compose["server"]["command"]) <= serve_flags()
     assert flags_in(compose["client"]["command"]) <= adapter_flags()
+
+
+def test_compose_gives_both_services_the_same_limit_for_a_request(compose: dict[str, Any]) -> None:
+    assert all("--request-timeout=900" in service["command"] for service in compose.values())
 
 
 def test_compose_says_what_is_missing() -> None:

@@ -127,6 +127,11 @@ def test_containers_start_with_flags_that_exist(template: Any) -> None:
     assert flags_in(containers["client"]["args"]) <= adapter_flags()
 
 
+def test_both_containers_have_the_same_limit_for_a_request(template: Any) -> None:
+    containers = containers_of(template(*STORAGE, "--set", "requestTimeout=900"))
+    assert all("--request-timeout=900" in container["args"] for container in containers.values())
+
+
 def test_probes_wait_for_the_load_and_look_at_ports_that_are_declared(template: Any) -> None:
     containers = containers_of(template(*EVERYTHING))
     server, client = containers["server"], containers["client"]
