@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check contract test-gpu clean
+.PHONY: help setup demo serve test check contract test-gpu bench-gpu clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ contract: $(SETUP) ## The backend's contract against any running Triton: TRITON=
 
 test-gpu: $(SETUP) ## Tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)
+
+bench-gpu: $(SETUP) ## All benchmarks on an NVIDIA GPU, beside their targets: ARGS=VIDEO
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
