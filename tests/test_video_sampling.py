@@ -70,6 +70,7 @@ def test_a_rate_gives_a_multiple_of_four_within_the_limits(seconds: float, fps: 
         (Sampling(fps=1.0), 32),  # 30 s -> 30 frames -> 32 (7.5 groups, half to even)
         (Sampling(fps=1.0, start=10.0, end=20.0), 8),  # 10 frames, 2.5 groups
         (Sampling(fps=1.0, start=10.0, end=1e9), 20),
+        (Sampling(num_frames=8, end=1e308), 8),  # times the rate: infinite
         (Sampling(fps=0.01), 4),
         (Sampling(fps=1e9), 128),
     ],
@@ -112,8 +113,13 @@ def test_a_wrong_number_of_frames_is_named_with_what_would_be_right() -> None:
         Sampling(num_frames=3).check(128)
 
 
-@pytest.mark.parametrize("start", [30.0, 1e300])
+@pytest.mark.parametrize("start", [30.0, 1e300, 1e308])
 def test_a_start_after_the_end_of_the_video_is_refused(start: float) -> None:
     with pytest.raises(ServingError, match="beyond the end") as caught:
         Sampling(start=start).indices(900, 30.0, default_frames=80, max_frames=128)
     assert caught.value.param == "start"
+
+
+@pytest.mark.parametrize("sampling", [Sampling(fps=2.0), Sampling(fps=2.0, end=1.0), Sampling(num_frames=4, start=1.0)])
+def test_a_video_without_a_rate_is_its_one_frame(sampling: Sampling) -> None:
+    assert sampling.indices(1, 0.0, default_frames=80, max_frames=128) == [0, 0, 0, 0]

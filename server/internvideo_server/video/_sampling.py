@@ -71,15 +71,15 @@ class Sampling:
             ServingError: INVALID_ARGUMENT: an option is wrong, or the range begins after the video's end.
         """
         self.check(max_frames, param)
-        last = total_frames - 1
-        if self.start is not None and round(self.start * video_fps) > last:
+        length = total_frames / video_fps if video_fps else 0.0  # a single frame may have no rate
+        if self.start is not None and _frame_at(self.start, video_fps, total_frames) == total_frames:
             raise invalid(
-                f"start ({self.start} s) is beyond the end of the video ({total_frames / video_fps:.2f} s)",
+                f"start ({self.start} s) is beyond the end of the video ({length:.2f} s)",
                 _field(param, "start"),
             )
         num_frames = self.num_frames or default_frames
         if self.fps is not None:
-            end = min(total_frames / video_fps, math.inf if self.end is None else self.end)
+            end = min(length, math.inf if self.end is None else self.end)
             num_frames = frames_for_rate(end - (self.start or 0.0), self.fps, max_frames)
         return sample_indices(total_frames, video_fps, num_frames, self.start, self.end)
 
@@ -105,10 +105,15 @@ def sample_indices(
     Returns:
         ``num_frames`` frame numbers within the range. ``np.round`` rounds halves to even, as in the original.
     """
-    first = max(0, round((start or 0.0) * video_fps))
-    last = total_frames - 1 if end is None else min(round(end * video_fps), total_frames - 1)
+    first = _frame_at(start or 0.0, video_fps, total_frames)
+    last = total_frames - 1 if end is None else min(_frame_at(end, video_fps, total_frames), total_frames - 1)
     segment = float(last - first) / num_frames
     return [int(first + segment / 2 + np.round(segment * i)) for i in range(num_frames)]
+
+
+def _frame_at(seconds: float, video_fps: float, total_frames: int) -> int:
+    """The number of the frame at a time, `total_frames` for every time after the last frame (the product may be infinite)."""
+    return round(min(seconds * video_fps, total_frames))
 
 
 def _field(param: str | None, name: str) -> str:
