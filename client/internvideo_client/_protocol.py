@@ -38,7 +38,7 @@ class ChatCompletionRequest(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # a smaller one makes scores infinite
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     stop: StopStrings | None = None
     logprobs: bool | None = None
