@@ -84,12 +84,12 @@ def train_stretch(trainer: Trainer, data: Steps, *, workers: int, stretch_second
         sums += torch.stack([losses.text, losses.present, losses.patches, losses.places])
         since += 1
         last = trainer.step == trainer.steps or time.monotonic() - started > stretch_seconds
-        if trainer.step % 200 == 0 or last:
+        now = time.monotonic()
+        if trainer.step % 200 == 0 or now - noted > 60 or last:
             text, present, patches, places = (sums / since).tolist()
-            now = time.monotonic()
             console.print(
                 f"step {trainer.step}/{trainer.steps} text {text:.4f} present {present:.4f} patches {patches:.4f} "
-                f"places {places:.4f} {since / (now - noted):.1f} steps/s {now - started:.0f} s"
+                f"places {places:.4f} {since / (now - noted):.2f} steps/s {now - started:.0f} s"
             )
             sums.zero_()
             since, noted = 0, now
