@@ -10,7 +10,7 @@ SETUP := $(VENV)/.setup
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(SETUP) ## Make the virtual environment .venv with everything (about 1.5 GB with a CPU build of torch)
+setup: $(SETUP) ## Make the virtual environment .venv with everything (about 2.3 GB with a CPU build of torch)
 
 $(SETUP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

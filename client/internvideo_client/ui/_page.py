@@ -36,6 +36,7 @@ def build_page(url: str, examples: Sequence[tuple[str, Path]]) -> gr.Blocks:
         with gr.Row(equal_height=False, scale=1):
             with gr.Column(scale=4):
                 chat = gr.Chatbot(
+                    elem_id="chat",
                     show_label=False,
                     height="calc(100vh - 190px)",
                     placeholder=I18N("welcome"),

@@ -29,6 +29,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+# A video leaves room for the answer; the button for sharing would upload it to another host, which the policy refuses.
+_CSS = "#chat video {max-height: 30vh; width: auto} #chat .download-link ~ button {display: none}"
 _FONTS = ["system-ui", "sans-serif"]
 _LARGEST_FILE = MAX_BODY_BYTES // 4 * 3 - 2**20  # as base64, with the rest of a request
 
@@ -80,6 +82,7 @@ def create_app(url: str, examples: Sequence[tuple[str, Path]]) -> FastAPI:
         ssr_mode=False,
         mcp_server=False,
         i18n=I18N,
+        css=_CSS,
         theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
     )
     # gradio 6.31 checks that the paths in a request are uploads only once a page was started by its launch().
