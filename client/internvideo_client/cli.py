@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,7 +186,8 @@ def ui(
     try:
         page.serve(url, host, port, examples, lambda address: typer.echo(f"page: {address} (Ctrl-C stops it)"))
     except OSError as error:
-        raise _failed(f"cannot listen on {host}:{port} ({error.strerror}); choose another port, 0 takes a free one") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)  # its own text repeats the address
+        raise _failed(f"cannot listen on {host}:{port} ({reason}); choose another port, 0 takes a free one") from error
 
 
 @app.command()
