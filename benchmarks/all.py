@@ -201,7 +201,7 @@ def summary(out: Path, since: float) -> list[str]:
         file = out / f"{target.result}.json"
         found = json.loads(file.read_text())["rows"] if file.is_file() and file.stat().st_mtime > since else []
         here, old = (
-            next((row[target.column] for row in found if wanted.items() <= row.items()), "-")
+            next((row.get(target.column, "-") for row in found if wanted.items() <= row.items()), "-")
             for wanted in (target.row, target.row | target.old)
         )
         rows.append({"what": target.what, "target": target.target, "here": here, "old method": old})
