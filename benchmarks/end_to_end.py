@@ -1,9 +1,11 @@
 """The whole system over HTTP: videos to answers, beside the old system's method.
 
-``python benchmarks/end_to_end.py VIDEO --checkpoint DIR --engine DIR --baseline`` starts the server (or uses ``--url``) and asks
-about copies of the video, each with other bytes and other frames, so that no cache helps a first turn. For each of ``--streams``,
-so many at once: `first token`: from the request to the first token, the median; `second turn`: the same for a second question
-about the same video; `tokens/s`: of all streams, from the first token of all to the last; `videos/s`: answers by the whole time.
+``python benchmarks/end_to_end.py VIDEO --checkpoint DIR --engine DIR --baseline`` starts the server without its caches, then
+with them (or uses ``--url`` once), and asks about copies of the video, each with other bytes and other frames, so that no cache
+could help a first turn. For each of ``--streams``, so many at once: `first token`: from the request to the first token, the
+median; `second turn`: the same for a second question about the same video; `tokens/s`: of all streams, from the first token of
+all to the last; `videos/s`: answers by the whole time. Answers are kept from ending before ``--new-tokens`` (``min_tokens``);
+`fewest tokens` shows it. `waiting`, `decode` and `vision` are what the server says of its stages, medians.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -34,6 +36,8 @@ QUESTIONS = "详细描述一下这个视频的内容。", "What happens at the e
 TEXT_TOKENS = 614  # of the prompt for 80 frames and the first question
 PATIENCE_S = 300.0
 SETTLED_S = 4.0  # the server's caches know no file that has just been written
+# Starts of the copies: of a clip of 30 s at 30 frames a second, no two share more than half of 80 frames.
+SHIFTS, SHIFT_S = 16, 0.05
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Reply:
     asked: float
     first: float
     last: float
-    tokens: int
+    usage: dict[str, Any]
     text: str
 
 
@@ -53,7 +57,7 @@ def main(
     engine: Annotated[
         Path | None, typer.Option(help="of export_llm.py with as many slots as streams; none: the server's own")
     ] = None,
-    url: Annotated[str, typer.Option(help="a running server that may read the folder of --videos; none: one is started")] = "",
+    url: Annotated[str, typer.Option(help="a running server that may read the folder of --videos; none: it is started")] = "",
     videos: Annotated[Path | None, typer.Option(help="folder for the copies of the video; none: a temporary one")] = None,
     streams: Annotated[list[int], typer.Option(help="at once; repeatable")] = [1, 4, 16],  # noqa: B006 (typer's form)
     num_frames: Annotated[int, typer.Option()] = 80,
@@ -63,43 +67,62 @@ def main(
     baseline: Annotated[bool, typer.Option("--baseline", help="run the old method too; needs --checkpoint and --engine")] = False,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
-    """Measure, print the table, and write it where a name is given."""
-    machine = surroundings("torch", "transformers", "numpy")
-    machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    rows: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        folder = videos or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        copies = iter(distinct_copies(video, folder, 2 + repeats * sum(streams)))
-        if url:
-            time.sleep(SETTLED_S)
-        else:
-            options = ServeOptions(
-                checkpoint=checkpoint,
-                engine=engine,
-                num_frames=num_frames,
-                allowed_local_media_path=(folder.resolve(),),
-                decode_workers=decode_workers,
-                **dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0),
-            )
-            began = time.perf_counter()
-            url = stack.enter_context(start(options, report=lambda line: typer.echo(line, err=True))).openai_url
-            machine["start s"] = time.perf_counter() - began
-        with httpx2.Client(base_url=url.removesuffix("/v1"), timeout=PATIENCE_S, trust_env=False) as http:
-            for _ in range(2):
-                run(http, [next(copies)], num_frames, new_tokens)  # the first of all loads what is loaded once
-            for number in streams:
-                runs = [run(http, [next(copies) for _ in range(number)], num_frames, new_tokens) for _ in range(repeats)]
-                rows.append({"method": "server", "streams": number, **{key: median(r[key] for r in runs) for key in runs[0]}})
-                typer.echo("\n".join(table(rows)))
+    """Measure; print the table, and write it where a name is given, whenever it has a new row."""
+    if baseline and not (checkpoint and engine):
+        raise typer.BadParameter("--baseline needs --checkpoint and --engine")
+    machine, rows = surroundings("torch", "transformers", "numpy"), []
+    flags = f"--num-frames {num_frames} --new-tokens {new_tokens} --repeats {repeats} --decode-workers {decode_workers}"
+    flags += "".join(f" --streams {number}" for number in streams) + " --baseline" * baseline
+    command = f"python benchmarks/end_to_end.py {video.name} --checkpoint ... --engine ... {flags}"
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        typer.echo("\n".join(table(rows)[0 if len(rows) == 1 else -1 :]))
+        if name:
+            notes = f"{num_frames} frames, {new_tokens} tokens of answer; median of {repeats} runs."
+            write(name, machine, rows, command, notes)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = videos or Path(temporary)
+        copies = distinct_copies(video, folder, 2 + repeats * sum(streams))
+        options = ServeOptions(
+            checkpoint=checkpoint,
+            engine=engine,
+            num_frames=num_frames,
+            allowed_local_media_path=(folder.resolve(),),
+            decode_workers=decode_workers,
+            **dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0),
+        )
+        without = replace(options, frame_cache_mb=0, embedding_cache_mb=0)
+        for method, settings in {"server": options}.items() if url else (("no caches", without), ("server", options)):
+            with nullcontext(url) if url else started(settings, method, machine) as address:
+                turns = 1 if method == "no caches" else 2
+                for row in measure(address, copies, streams, turns, num_frames, new_tokens, repeats):
+                    add({"method": method, **row})
     if baseline and checkpoint and engine:
-        rows.append(by_old_method(OldMethod(checkpoint, engine, device()), video, num_frames, new_tokens, repeats, machine))
-    typer.echo("\n".join(table(rows)))
-    if name:
-        flags = f"--num-frames {num_frames} --new-tokens {new_tokens} --repeats {repeats} --decode-workers {decode_workers}"
-        command = f"python benchmarks/end_to_end.py {video.name} --checkpoint ... --engine ... {flags}{' --baseline' * baseline}"
-        notes = f"{machine['gpu'] or 'no GPU'}; {num_frames} frames, {new_tokens} tokens of answer; median of {repeats} runs."
-        for path in write(name, machine, rows, command, notes):
-            typer.echo(path)
+        add(by_old_method(OldMethod(checkpoint, engine, device()), video, num_frames, new_tokens, repeats, machine))
+
+
+@contextmanager
+def started(options: ServeOptions, method: str, machine: dict[str, Any]) -> Iterator[str]:
+    """A server's address."""
+    began = time.perf_counter()
+    with start(options, report=lambda line: typer.echo(f"{time.perf_counter() - began:6.1f} s  {line}", err=True)) as server:
+        machine[f"start s, {method}"] = time.perf_counter() - began
+        yield server.openai_url
+
+
+def measure(
+    address: str, videos: list[tuple[Path, int]], streams: list[int], turns: int, num_frames: int, new_tokens: int, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """The row of each number of streams."""
+    copies = iter(videos)
+    with httpx2.Client(base_url=address.removesuffix("/v1"), timeout=PATIENCE_S, trust_env=False) as http:
+        for _ in range(2):
+            run(http, [next(copies)], turns, num_frames, new_tokens)  # the first of all loads what is loaded once
+        for number in streams:
+            runs = [run(http, [next(copies) for _ in range(number)], turns, num_frames, new_tokens) for _ in range(repeats)]
+            yield {"streams": number, **{key: median(r[key] for r in runs) if runs[0][key] != "-" else "-" for key in runs[0]}}
 
 
 def device() -> torch.device:
@@ -114,26 +137,32 @@ def distinct_copies(video: Path, folder: Path, number: int) -> list[tuple[Path, 
     return copies
 
 
-def run(http: httpx2.Client, videos: Sequence[tuple[Path, int]], num_frames: int, new_tokens: int) -> dict[str, float]:
-    """Both turns about all videos at once; the figures of the table."""
-    turns = []
+def run(http: httpx2.Client, videos: Sequence[tuple[Path, int]], turns: int, num_frames: int, new_tokens: int) -> dict[str, Any]:
+    """One or two turns about all videos at once; the figures of the table."""
+    replies: list[list[Reply]] = []
     messages: list[list[dict[str, Any]]] = []
     for path, number in videos:
-        source = {"url": path.resolve().as_uri(), "num_frames": num_frames, "start": number / 100}  # other frames of each
+        source = {"url": path.resolve().as_uri(), "num_frames": num_frames, "start": number % SHIFTS * SHIFT_S}
         content = [{"type": "text", "text": QUESTIONS[0]}, {"type": "video_url", "video_url": source}]
         messages.append([{"role": "user", "content": content}])
     with ThreadPoolExecutor(len(videos)) as pool:
-        for question in (QUESTIONS[1], None):
-            turns.append(list(pool.map(lambda chat: ask(http, chat, new_tokens), messages)))
-            for chat, reply in zip(messages, turns[-1], strict=True):
-                chat += [{"role": "assistant", "content": reply.text or "-"}, {"role": "user", "content": question}]
-    first, second = turns
+        for _ in range(turns):
+            replies.append(list(pool.map(lambda chat: ask(http, chat, new_tokens), messages)))
+            for chat, reply in zip(messages, replies[-1], strict=True):
+                chat += [{"role": "assistant", "content": reply.text or "-"}, {"role": "user", "content": QUESTIONS[-1]}]
+    first = replies[0]
+    lengths = [reply.usage["completion_tokens"] for reply in first]
+    stages = [reply.usage["internvideo"] for reply in first]
     return {
         "first token s": median(reply.first - reply.asked for reply in first),
         "last first token s": max(reply.first - reply.asked for reply in first),
-        "second turn s": median(reply.first - reply.asked for reply in second),
-        "tokens/s": sum(reply.tokens - 1 for reply in first) / (max(r.last for r in first) - min(r.first for r in first)),
+        "second turn s": median(reply.first - reply.asked for reply in replies[1]) if turns > 1 else "-",
+        "tokens/s": sum(tokens - 1 for tokens in lengths) / (max(r.last for r in first) - min(r.first for r in first)),
         "videos/s": len(first) / (max(reply.last for reply in first) - min(reply.asked for reply in first)),
+        "fewest tokens": min(lengths),
+        "waiting ms": median(stage["queue_ms"] + stage["vision_queue_ms"] for stage in stages),
+        "decode ms": median(stage["decode_ms"] for stage in stages),
+        "vision ms": median(stage["vision_ms"] for stage in stages),
     }
 
 
@@ -143,12 +172,14 @@ def ask(http: httpx2.Client, messages: list[dict[str, Any]], new_tokens: int) ->
         "model": "InternVideo2_5",
         "messages": messages,
         "max_tokens": new_tokens,
+        "min_tokens": new_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     asked = time.perf_counter()
     first = last = 0.0
-    tokens, text = 0, ""
+    usage: dict[str, Any] = {}
+    text = ""
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
             raise SystemExit(f"{response.status_code}: {response.read().decode()}")
@@ -163,9 +194,8 @@ def ask(http: httpx2.Client, messages: list[dict[str, Any]], new_tokens: int) ->
                 last = time.perf_counter()
                 first = first or last
                 text += event["choices"][0]["delta"].get("content") or ""
-            elif event.get("usage"):
-                tokens = event["usage"]["completion_tokens"]
-    return Reply(asked, first, last, tokens, text)
+            usage = event.get("usage") or usage
+    return Reply(asked, first, last, usage, text)
 
 
 def by_old_method(
@@ -188,6 +218,10 @@ def by_old_method(
         "second turn s": first,
         "tokens/s": (new_tokens - 1) / (steps["generate"] - steps["prefill"]),
         "videos/s": 1 / (first - steps["prefill"] + steps["generate"]),
+        "fewest tokens": new_tokens,
+        "waiting ms": 0.0,
+        "decode ms": steps["decode, resize"] * 1e3,
+        "vision ms": steps["tower"] * 1e3,
     }
 
 

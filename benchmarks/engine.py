@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -70,19 +71,20 @@ def main(
     baseline: Annotated[bool, typer.Option("--baseline", help="run generate too, on the same weights")] = False,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
-    """Measure, print the table, and write it where a name is given."""
+    """Measure; print the table, and write it where a name is given, after each row."""
     machine = surroundings("torch", "transformers", "numpy")
     machine["gpu"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     model = random_model(size, torch.device(device))
-    rows = [by_generate(model, count, new_tokens) for count in streams] if baseline else []
-    rows += by_engine(model, streams, new_tokens)
-    typer.echo("\n".join(table(rows)))
-    if name:
-        options = f"--size {size} --device {device} --new-tokens {new_tokens}" + " --baseline" * baseline
-        options += "".join(f" --streams {count}" for count in streams)
-        notes = f"{machine['gpu'] or 'no GPU'}, {model.dtype}; {ROWS + TEXT} tokens of prompt, {new_tokens} of answer."
-        for path in write(name, machine, rows, f"python benchmarks/engine.py {options}", notes):
-            typer.echo(path)
+    options = f"--size {size} --device {device} --new-tokens {new_tokens}" + " --baseline" * baseline
+    options += "".join(f" --streams {count}" for count in streams)
+    notes = f"{machine['gpu'] or 'no GPU'}, {model.dtype}; {ROWS + TEXT} tokens of prompt, {new_tokens} of answer."
+    old = (by_generate(model, count, new_tokens) for count in (streams if baseline else []))
+    rows: list[dict[str, Any]] = []
+    for row in chain(old, by_engine(model, streams, new_tokens)):
+        rows.append(row)
+        typer.echo("\n".join(table(rows)[0 if len(rows) == 1 else -1 :]))
+        if name:
+            write(name, machine, rows, f"python benchmarks/engine.py {options}", notes)
 
 
 def random_model(size: Size, device: torch.device) -> LlamaForCausalLM:
@@ -106,7 +108,7 @@ def random_model(size: Size, device: torch.device) -> LlamaForCausalLM:
     return model.eval()
 
 
-def by_engine(model: LlamaForCausalLM, streams: Sequence[int], new_tokens: int) -> list[dict[str, Any]]:
+def by_engine(model: LlamaForCausalLM, streams: Sequence[int], new_tokens: int) -> Iterator[dict[str, Any]]:
     """The rows of the engine, first and second turns."""
     most, device = max(streams), model.device
     length = ROWS + TEXT + 2 * new_tokens + QUESTION
@@ -127,18 +129,16 @@ def by_engine(model: LlamaForCausalLM, streams: Sequence[int], new_tokens: int) 
     started = time.perf_counter() - began
     try:
         run(engine, device, [prompt(engine, 0)], [0], 4)  # the first pass of all loads kernels
-        rows = []
         for count in streams:
             seeds = range(count * 100, count * 101)
             first = run(engine, device, [prompt(engine, seed) for seed in seeds], seeds, new_tokens)
-            rows.append({"method": "engine", "turn": "first", **figures(first), "start s": started})
+            yield {"method": "engine", "turn": "first", **figures(first), "start s": started}
             longer = [
                 np.concatenate([stream.prompt, stream.ids, text(seed, QUESTION)])
                 for stream, seed in zip(first, seeds, strict=True)
             ]
             second = run(engine, device, longer, seeds, new_tokens)
-            rows.append({"method": "engine", "turn": "second", **figures(second), "start s": started})
-        return rows
+            yield {"method": "engine", "turn": "second", **figures(second), "start s": started}
     finally:
         engine.close()
 

@@ -78,10 +78,19 @@ def main(
     sender_gpu: Annotated[int, typer.Option(help="of the first model, as --vit-device cuda:1 puts the tower")] = 0,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
-    """Measure, print the table, and write it where a name is given."""
+    """Measure; print the table, and write it where a name is given, after each row."""
     counts = counts or [8, 16, 64, 80, 128, 256, 512]
     ways = {**KEPT, **(OLD if baseline else {})}
     machine, rows = surroundings("torch", "numpy", "tritonclient"), []
+    options = " ".join(f"--frames {count}" for count in counts) + f" --repeats {repeats}"
+    options += " --baseline" * baseline + " --others" * others + f" --sender-gpu {sender_gpu}" * (sender_gpu > 0)
+    device = torch.cuda.get_device_name() if CUDA else "the CPU"
+    notes = (
+        f"To {device}. Median of {repeats} after 3 for warming up; `arrived`: the receiver's turn came; `on device`: all is "
+        "there; `first`: its first 16 frames were on their way, where frames go in parts. Rows: 16 x 4096 bfloat16 a frame. "
+        + "; ".join(f"`{way}`: {text}" for way, text in {**ways, **(OTHERS if others else {})}.items())
+        + "."
+    )
     with tempfile.TemporaryDirectory() as directory, Server(Path(directory), sender_gpu) as server:
         with grpcclient.InferenceServerClient(server.url) as client:
             for count in counts:
@@ -89,19 +98,9 @@ def main(
                     if CUDA or "GPU tensor" not in way:
                         rows.append(measure(client, way, count, repeats))
                         typer.echo(table(rows)[-1])
+                        if name:
+                            write(name, machine, rows, f"python benchmarks/handoff.py {options}", notes)
     typer.echo("\n".join(table(rows)))
-    if name:
-        options = " ".join(f"--frames {count}" for count in counts) + f" --repeats {repeats}"
-        options += " --baseline" * baseline + " --others" * others + f" --sender-gpu {sender_gpu}" * (sender_gpu > 0)
-        device = torch.cuda.get_device_name() if CUDA else "the CPU"
-        notes = (
-            f"To {device}. Median of {repeats} after 3 for warming up; `arrived`: the receiver's turn came; `on device`: all is "
-            "there; `first`: its first 16 frames were on their way, where frames go in parts. Rows: 16 x 4096 bfloat16 a frame. "
-            + "; ".join(f"`{way}`: {text}" for way, text in {**ways, **(OTHERS if others else {})}.items())
-            + "."
-        )
-        for path in write(name, machine, rows, f"python benchmarks/handoff.py {options}", notes):
-            typer.echo(path)
 
 
 def measure(client: grpcclient.InferenceServerClient, way: str, count: int, repeats: int) -> dict[str, Any]:

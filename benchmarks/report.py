@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def surroundings(*packages: str) -> dict[str, Any]:
@@ -28,10 +29,10 @@ def surroundings(*packages: str) -> dict[str, Any]:
 
 
 def write(name: str, machine: dict[str, Any], rows: list[dict[str, Any]], command: str, notes: str) -> list[Path]:
-    """Write ``results/NAME.json`` and ``results/NAME.md``."""
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    files = [folder / f"{name}.json", folder / f"{name}.md"]
+    """Write ``results/NAME.json`` and ``results/NAME.md``; where the name is an absolute path, there."""
+    base = RESULTS / name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    files = [base.with_name(f"{base.name}.{kind}") for kind in ("json", "md")]
     files[0].write_text(json.dumps({"command": command, "machine": machine, "rows": rows}, indent=1) + "\n")
     packages = ", ".join(f"{package} {number}" for package, number in machine["packages"].items())
     gpu = f"{machine['gpu']}; " if machine["gpu"] else ""

@@ -68,7 +68,7 @@ def main(
     weights = "random weights of the real size" if checkpoint is None else f"weights of {checkpoint.name}"
     options = "".join(f" --frames {count}" for count in frames) * (frames != FRAMES)
     options += " --baseline" * baseline + " --fp8" * fp8 + f" --dtype {dtype}" * (dtype != "bfloat16")
-    command = f"python benchmarks/vision.py{options} --repeats {repeats} --seconds {seconds:g} --name {name}"
+    command = f"python benchmarks/vision.py{options} --repeats {repeats} --seconds {seconds:g}"
 
     exact = VisionModel(*load(checkpoint, device, torch.float32))
     checked = moving_frames(8, seed=5).to(device)

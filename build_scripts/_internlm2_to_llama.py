@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 
+from build_scripts._shards import ShardWriter
 from internvideo_server.checkpoint import Checkpoint, CheckpointError
 
-MAX_SHARD_BYTES = 1 << 30  # what is held in memory at most, one tensor more or less
+MAX_SHARD_BYTES = 1 << 30  # one tensor more or less
+MAX_HELD_BYTES = 4 << 30  # of shards that are being written
 
 _PREFIX = "language_model."
 _TOP_NAMES = {
@@ -75,7 +76,7 @@ def llama_config(source: Checkpoint, dtype_name: str) -> dict[str, Any]:
 def write_llama_weights(source: Checkpoint, out: Path, dtype_name: str) -> None:
     """Write the safetensors shards and their index into ``out``.
 
-    Tensors are read one by one, and a shard is written whenever `MAX_SHARD_BYTES` have come together.
+    Tensors are read one by one, and a shard is begun whenever `MAX_SHARD_BYTES` have come together.
 
     Raises:
         CheckpointError: A tensor is missing, unknown or of another shape than config.json says.
@@ -86,10 +87,10 @@ def write_llama_weights(source: Checkpoint, out: Path, dtype_name: str) -> None:
 
     def flush() -> None:
         shards.append(list(pending))
-        save_file(pending, out / f"{len(shards)}.part", metadata={"format": "pt"})
+        writer.write(out / f"{len(shards)}.part", dict(pending))
         pending.clear()
 
-    with _progress() as progress:
+    with ShardWriter(MAX_HELD_BYTES) as writer, _progress() as progress:
         expected_bytes = sum(file.stat().st_size for file in _llm_files(source))
         task = progress.add_task("language model", total=expected_bytes)
         for name, stored in source.tensors(_PREFIX):
@@ -108,7 +109,6 @@ def write_llama_weights(source: Checkpoint, out: Path, dtype_name: str) -> None:
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         (out / f"{number}.part").rename(out / file)
-        (out / file).chmod(0o644)  # safetensors makes it private; the server may run as another user
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -21,11 +21,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._checkpoint_layout import DIMENSIONS, Size, TensorSpec, model_config, tensor_specs
 from build_scripts._random_tokenizer import write_tokenizer
+from build_scripts._shards import ShardWriter
 
 MAX_SHARD_BYTES = 5_000_000_000  # save_pretrained's limit when the real checkpoint was written
 
@@ -53,7 +53,8 @@ def make_checkpoint(
         size: ``tiny`` or ``full``.
         seed: Of weights and tokenizer.
         dtype: None: float32 for tiny, bfloat16 for full.
-        shards: How many weight files; None: as few as fit 5 GB each. At most one of them is held in memory.
+        shards: How many weight files; None: as few as fit 5 GB each. While one is drawn, at most 5 GB
+            of others are being written: more of them, less memory and time.
         tokenizer_model: InternLM2's ``tokenizer.model``, for full. Without it a small one is trained and its vocabulary
             filled up with pieces that no text contains: ids and limits are the real ones, prompts are longer.
 
@@ -106,17 +107,17 @@ def _split(specs: list[TensorSpec], dtype: Dtype, shards: int | None) -> list[li
 def _write_weights(out: Path, parts: list[list[TensorSpec]], dtype: Dtype, seed: int) -> None:
     weight_map: dict[str, str] = {}
     total_size = 0
-    for number, specs in enumerate(parts, start=1):
-        file = "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each tensor has a generator of its own, and drawing holds no lock
+    # Each tensor has a generator of its own, and drawing holds no lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, ShardWriter(MAX_SHARD_BYTES) as writer:
+        for number, specs in enumerate(parts, start=1):
+            file = "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
             drawn = pool.map(lambda spec: (spec.name, _random_tensor(spec, dtype, seed)), specs)
             console = Console(stderr=True)
             tensors = dict(track(drawn, f"weights {number}/{len(parts)}", len(specs), console=console, transient=True))
-        save_file(tensors, out / file, metadata={"format": "pt"})
-        (out / file).chmod(0o644)  # safetensors makes it private; the server may run as another user
-        weight_map |= dict.fromkeys(tensors, file)
-        total_size += sum(tensor.nbytes for tensor in tensors.values())
-        del tensors  # before the next file's are made
+            writer.write(out / file, tensors)
+            weight_map |= dict.fromkeys(tensors, file)
+            total_size += sum(tensor.nbytes for tensor in tensors.values())
+            del tensors  # before the next file's are made
     if len(parts) > 1:
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(out / "model.safetensors.index.json", index)
@@ -152,4 +153,5 @@ def main(
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors are drawn on every core at a time already
     typer.run(main)

@@ -162,7 +162,9 @@ def test_greedy_is_top_k_1_and_sampling_fields_reach_the_engine_under_its_names(
     ask(temperature=1, top_p=0.5, seed=-1, presence_penalty=0.5, extra_body={"top_k": 20, "repetition_penalty": 1.5})
     ask(temperature=0.7, extra_body={"top_k": -1})
     ask(temperature=0.7, max_completion_tokens=5, max_tokens=9)
-    greedy, full, all_tokens, limited = fake.requests
+    ask(temperature=1e-40)
+    greedy, full, all_tokens, limited, cold = fake.requests
+    assert cold["runtime_top_k"] == 1 and "temperature" not in cold
     assert greedy["runtime_top_k"] == 1
     assert not {"temperature", "runtime_top_p", "seed"} & set(greedy)
     assert full["runtime_top_k"] == 20 and full["seed"] == 2**64 - 1

@@ -152,6 +152,7 @@ def test_answer_that_ends_by_itself_needs_no_stop(fake: FakeTriton, tmp_path: Pa
         ({"messages": ["hi"]}, "messages.0"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": 3}, "temperature"),
+        ({"repetition_penalty": 1e-320}, "repetition_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 2}, "n"),
         ({"stop": ["a"] * 17}, "stop"),

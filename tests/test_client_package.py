@@ -22,7 +22,7 @@ def test_public_surface() -> None:
 
 @pytest.mark.parametrize("module", ["internvideo_client.adapter.__main__", "internvideo_client.cli"])
 def test_client_needs_nothing_of_the_server(module: str) -> None:
-    unwanted = "{'torch', 'transformers', 'decord', 'internvideo_server'}"
+    unwanted = "{'gradio', 'torch', 'transformers', 'decord', 'internvideo_server'}"
     code = f"import {module}, sys; sys.exit(str(sorted({unwanted} & set(sys.modules)) or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""

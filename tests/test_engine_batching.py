@@ -85,14 +85,6 @@ def engine(engine_dir: Path, device: str) -> Iterator[Engine]:
     running.close()
 
 
-@pytest.fixture
-def own_engine(engine_dir: Path, device: str) -> Iterator[Engine]:
-    """For tests that count its requests, or end it."""
-    running = start(engine_dir, device)
-    yield running
-    running.close()
-
-
 def ask(
     engine: Engine,
     ids: list[int],
@@ -254,18 +246,18 @@ def test_no_log_probs_unless_asked_for(engine: Engine) -> None:
     assert {output.num_input_tokens for output in answer.outputs} == {25}
 
 
-def test_stop_ends_a_running_and_a_waiting_request(own_engine: Engine) -> None:
-    running = [ask(own_engine, prompt(seed, 10), 150, name=f"run-{seed}") for seed in range(SLOTS)]
-    waiting = ask(own_engine, prompt(50, 10), 150, name="wait")
-    own_engine.stop("wait")
+def test_stop_ends_a_running_and_a_waiting_request(engine: Engine) -> None:
+    running = [ask(engine, prompt(seed, 10), 150, name=f"run-{seed}") for seed in range(SLOTS)]
+    waiting = ask(engine, prompt(50, 10), 150, name="wait")
+    engine.stop("wait")
     assert waiting.wait() == [] and waiting.ends == 1
     running[0].first.wait(PATIENCE_S)
-    own_engine.stop("run-0")
-    own_engine.stop("run-0")
-    own_engine.stop("nobody")
+    engine.stop("run-0")
+    engine.stop("run-0")
+    engine.stop("nobody")
     assert len(running[0].wait()) < 150
     assert [len(answer.wait()) for answer in running[1:]] == [150] * (SLOTS - 1)
-    wait_until_idle(own_engine)
+    wait_until_idle(engine)
 
 
 def test_a_full_queue_is_refused(engine_dir: Path, device: str) -> None:
@@ -280,56 +272,56 @@ def test_a_full_queue_is_refused(engine_dir: Path, device: str) -> None:
         engine.close()
 
 
-def test_a_storm_of_cancels_leaves_nothing_behind(own_engine: Engine) -> None:
-    ask(own_engine, prompt(0, 10), 2).wait()
+def test_a_storm_of_cancels_leaves_nothing_behind(engine: Engine) -> None:
+    ask(engine, prompt(0, 10), 2).wait()
     threads = set(threading.enumerate())
-    expected = ask(own_engine, **with_video(own_engine, 40)).wait()
+    expected = ask(engine, **with_video(engine, 40)).wait()
 
     def leave(answer: Answer) -> None:
         answer.cancelled = True
 
     answers = []
     for number in range(300):
-        request = with_video(own_engine, number % 7 * 10, rows=4 + number % 12)
-        answers.append(ask(own_engine, **request, count=150, name=f"storm-{number}", answer=Answer(leave)))
+        request = with_video(engine, number % 7 * 10, rows=4 + number % 12)
+        answers.append(ask(engine, **request, count=150, name=f"storm-{number}", answer=Answer(leave)))
         if number % 3 == 0:
-            own_engine.stop(f"storm-{number}")
+            engine.stop(f"storm-{number}")
         elif number % 3 == 1:
             answers[-1].cancelled = True
     for answer in answers:
         assert answer.done.wait(PATIENCE_S)
     assert {answer.ends for answer in answers} == {1}
-    wait_until_idle(own_engine)
+    wait_until_idle(engine)
     assert set(threading.enumerate()) == threads
-    assert ask(own_engine, **with_video(own_engine, 40)).wait() == expected
+    assert ask(engine, **with_video(engine, 40)).wait() == expected
 
 
-def test_a_client_that_cannot_be_answered_harms_nobody(own_engine: Engine) -> None:
+def test_a_client_that_cannot_be_answered_harms_nobody(engine: Engine) -> None:
     def broken(answer: Answer) -> None:
         raise OSError("the client's stream is gone")
 
-    bad = ask(own_engine, prompt(1, 10), 100, answer=Answer(broken))
-    good = ask(own_engine, prompt(2, 10), 100)
+    bad = ask(engine, prompt(1, 10), 100, answer=Answer(broken))
+    good = ask(engine, prompt(2, 10), 100)
     assert len(good.wait()) == 100
     assert bad.done.wait(PATIENCE_S)
     assert (len(bad.outputs), bad.error) == (1, "a response could not be sent")
-    wait_until_idle(own_engine)
+    wait_until_idle(engine)
 
 
 def test_a_request_that_cannot_enter_the_batch_is_told_so_and_harms_nobody(
-    own_engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: object) -> None:
         raise MemoryError("no room for its rows")
 
     with monkeypatch.context() as patch:
-        patch.setattr(own_engine._manager.tables, "admit", full)
-        bad = ask(own_engine, prompt(1, 10))
+        patch.setattr(engine._manager.tables, "admit", full)
+        bad = ask(engine, prompt(1, 10))
     assert bad.done.wait(PATIENCE_S)
     assert bad.error == "the prompt table could not be taken: MemoryError"
     assert "no room for its rows" in caplog.text
-    assert len(ask(own_engine, prompt(2, 10), 20).wait()) == 20
-    assert idle(own_engine)
+    assert len(ask(engine, prompt(2, 10), 20).wait()) == 20
+    wait_until_idle(engine)
 
 
 def test_figures_that_cannot_be_reported_end_no_thread(engine_dir: Path, device: str) -> None:
@@ -350,23 +342,26 @@ def test_figures_that_cannot_be_reported_end_no_thread(engine_dir: Path, device:
 
 
 def test_the_death_of_the_generation_thread_fails_all_and_later_requests(
-    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine_dir: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = start(engine_dir, device)
+
     def crash(*_: object) -> None:
         raise RuntimeError("out of memory, say")
 
-    answers = [ask(own_engine, prompt(seed, 10), 170) for seed in range(SLOTS + 2)]
+    answers = [ask(engine, prompt(seed, 10), 170) for seed in range(SLOTS + 2)]
     answers[0].first.wait(PATIENCE_S)
-    monkeypatch.setattr(own_engine._manager.tables, "apply_changes", crash)
+    monkeypatch.setattr(engine._manager.tables, "apply_changes", crash)
     for answer in answers:
         assert answer.done.wait(PATIENCE_S)
         assert answer.error is not None and ("out of memory" in answer.error or "unload and load the model" in answer.error)
     with pytest.raises(RefusedRequestError, match="unload and load the model"):
         while True:
-            refused = ask(own_engine, prompt(1, 10))
+            refused = ask(engine, prompt(1, 10))
             assert refused.done.wait(PATIENCE_S) and refused.error is not None
     with pytest.raises(RefusedRequestError, match="unload and load the model"):
-        own_engine.stop("anything")  # so a probe by `stop` finds out
+        engine.stop("anything")  # so a probe by `stop` finds out
+    engine.close()
 
 
 def test_closing_fails_what_is_under_way(engine_dir: Path, device: str) -> None:

@@ -130,6 +130,12 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others() -> None:
     assert len(sequence(2**64 - 1)) == 30  # any uint64 is a seed
 
 
+@pytest.mark.parametrize("temperature", [1e-20, 1e-38, 1e-45])
+def test_next_to_no_temperature_takes_the_likeliest(temperature: float) -> None:
+    scores = 20 * logits().flip(0)  # the largest is not the first that becomes infinite
+    assert set(draw(scores, sampling(temperature=temperature, top_p=1.0, seed=1), 20)) == {int(scores.argmax())}
+
+
 def test_without_top_k_and_top_p_the_likeliest_is_taken_whatever_the_temperature() -> None:
     scores = logits(8)
     assert set(draw(scores, sampling(temperature=50.0, seed=1), 20)) == {int(scores.argmax())}

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from build_scripts import _internlm2_to_llama
+from build_scripts import _internlm2_to_llama, _shards
 from build_scripts import export_llm as export_module
 from build_scripts import make_checkpoint as make_checkpoint_module
 from build_scripts.export_llm import Dtype, export_llm
@@ -236,7 +236,7 @@ def test_a_failed_export_leaves_no_engine(tiny: Path, tmp_path: Path, monkeypatc
     def disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_internlm2_to_llama, "save_file", disk_full)
+    monkeypatch.setattr(_shards, "save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         export_llm(tiny, tmp_path / "e", dtype=Dtype.FLOAT16)
     with pytest.raises(LimitsError):
@@ -273,7 +273,7 @@ def test_an_export_holds_the_directory_for_itself(tiny: Path, tmp_path: Path, mo
                 held.append(file.name)
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(_internlm2_to_llama, "save_file", write)
+    monkeypatch.setattr(_shards, "save_file", write)
     export_llm(tiny, tmp_path / "e")
     assert held == ["1.part"]
     with (tmp_path / "e/.lock").open("w") as lock:

@@ -89,7 +89,8 @@ def on_gpu(engine_dir: Path) -> Iterator[Engine]:
 
 
 def requests(engine: Engine, count: int, first: int = 0) -> list[dict[str, Any]]:
-    return [with_video(engine, 10 * seed, rows=640 - 32 * seed, length=700 + 90 * seed) for seed in range(first, first + count)]
+    """Of different lengths, each with a video of its own."""
+    return [with_video(engine, 10 * (first + i), rows=640 - 32 * i, length=700 + 90 * i) for i in range(count)]
 
 
 def answers(engine: Engine, asked: list[dict[str, Any]]) -> list[list[int]]:

@@ -62,6 +62,12 @@ def test_options_out_of_range_are_refused_by_flag(changes: dict[str, object], me
         ServeOptions(**changes)  # type: ignore[arg-type]
 
 
+def test_a_page_without_the_extra_is_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(LaunchError, match=r"pip install 'internvideo-triton\[ui\]'"):
+        ServeOptions(ui_port=0)
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", ""])
 def test_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(LaunchError, match="--device must be"):

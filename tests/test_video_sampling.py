@@ -120,6 +120,11 @@ def test_a_start_after_the_end_of_the_video_is_refused(start: float) -> None:
     assert caught.value.param == "start"
 
 
+@pytest.mark.parametrize("sampling", [Sampling(fps=2.0), Sampling(fps=2.0, end=1.0), Sampling(num_frames=4, start=1.0)])
+def test_a_single_frame_needs_no_rate(sampling: Sampling) -> None:
+    assert sampling.indices(1, 0.0, default_frames=80, max_frames=128) == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("option", ["fps", "start", "end"])
 def test_options_in_seconds_are_refused_for_a_video_without_a_rate(option: str) -> None:
     with pytest.raises(ServingError, match="how many frames it has a second") as caught:

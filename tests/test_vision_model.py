@@ -2,83 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import internvideo_server.vision as vision
-from internvideo_server.checkpoint import CheckpointError
 from internvideo_server.vision import Stopped, VisionConfig, VisionModel
 from internvideo_server.vision.merging import average, choose, metric_of
 from internvideo_server.vision.tower import VisionTower, make_projector, pixel_shuffle
-
-# 16 x 16 patches -> 64 tokens a frame -> two rounds of merging. All sizes differ, so that none can stand for another.
-CONFIG: dict[str, Any] = {
-    "downsample_ratio": 0.5,
-    "force_image_size": 224,
-    "ps_version": "v2",
-    "select_layer": -1,
-    "llm_config": {"hidden_size": 20, "num_attention_heads": 6, "vocab_size": 3},
-    "vision_config": {
-        "hidden_act": "gelu",
-        "hidden_size": 12,
-        "image_size": 224,
-        "intermediate_size": 28,
-        "layer_norm_eps": 1e-6,
-        "norm_type": "layer_norm",
-        "num_attention_heads": 3,
-        "num_channels": 3,
-        "num_hidden_layers": 2,
-        "patch_size": 14,
-        "qk_normalization": False,
-        "qkv_bias": True,
-    },
-}
-
-
-def make_tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(11)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5
-
-    tensors = {
-        "vision_model.embeddings.class_embedding": random(1, 1, 12),
-        "vision_model.embeddings.position_embedding": random(1, 257, 12),
-        "vision_model.embeddings.patch_embedding.weight": random(12, 3, 14, 14) / 14,
-        "vision_model.embeddings.patch_embedding.bias": random(12),
-        "mlp1.0.weight": 1 + random(48),
-        "mlp1.0.bias": random(48),
-        "mlp1.1.weight": random(20, 48),
-        "mlp1.1.bias": random(20),
-        "mlp1.3.weight": random(20, 20),
-        "mlp1.3.bias": random(20),
-        "language_model.model.tok_embeddings.weight": random(3, 20),
-        "language_model.output.weight": random(3, 20),
-    }
-    for layer in range(2):
-        name = f"vision_model.encoder.layers.{layer}."
-        for part, out, into in [("attn.qkv", 36, 12), ("attn.proj", 12, 12), ("mlp.fc1", 28, 12), ("mlp.fc2", 12, 28)]:
-            tensors |= {f"{name}{part}.weight": random(out, into), f"{name}{part}.bias": random(out)}
-        for part in ("norm1", "norm2"):
-            tensors |= {f"{name}{part}.weight": 1 + random(12), f"{name}{part}.bias": random(12)}
-        tensors |= {f"{name}ls1": 1 + random(12), f"{name}ls2": 1 + random(12)}
-    return tensors
-
-
-def write_checkpoint(folder: Path, config: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None) -> Path:
-    (folder / "config.json").write_text(json.dumps(CONFIG if config is None else config))
-    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
-    save_file(make_tensors() if tensors is None else tensors, folder / "model.safetensors")
-    return folder
+from tests.small_vision import make_tensors, write_checkpoint
 
 
 @pytest.fixture
@@ -326,80 +263,6 @@ def test_asking_for_a_stop_changes_nothing_else(model: VisionModel) -> None:
     should_stop, answers = stop_at(10**9)
     assert torch.equal(model.embed(make_frames(8), should_stop), model.embed(make_frames(8)))
     assert len(answers) == 2 * 3
-
-
-# Checkpoints that must not load.
-
-
-def edited(section: str, key: str, *value: object) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
-    place = config[section] if section else config
-    del place[key]
-    if value:
-        place[key] = value[0]
-    return config
-
-
-@pytest.mark.parametrize(
-    ("section", "key"),
-    [
-        *(("vision_config", key) for key in CONFIG["vision_config"]),
-        ("llm_config", "num_attention_heads"),
-        ("llm_config", "hidden_size"),
-        ("", "downsample_ratio"),
-        ("", "force_image_size"),
-        ("", "ps_version"),
-        ("", "select_layer"),
-    ],
-)
-def test_a_missing_key_is_named_and_never_guessed(tmp_path: Path, section: str, key: str) -> None:
-    write_checkpoint(tmp_path, edited(section, key))
-    with pytest.raises(CheckpointError, match=rf"lacks ({section}\.)?{key}"):
-        VisionModel.from_checkpoint(tmp_path, "cpu", torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        ("vision_config", "norm_type", "rms_norm", "vision_config.norm_type is 'rms_norm'"),
-        ("vision_config", "qk_normalization", True, "vision_config.qk_normalization is True"),
-        ("vision_config", "qkv_bias", False, "vision_config.qkv_bias is False"),
-        ("vision_config", "hidden_act", "silu", "vision_config.hidden_act is 'silu'"),
-        ("vision_config", "hidden_size", "12", "hidden_size must be a positive integer, got '12'"),
-        ("vision_config", "num_hidden_layers", 0, "num_hidden_layers must be a positive integer, got 0"),
-        ("vision_config", "num_attention_heads", 5, "no multiple of 5 attention heads"),
-        ("vision_config", "layer_norm_eps", "small", "layer_norm_eps must be a positive number, got 'small'"),
-        ("vision_config", "patch_size", 15, "no multiple of 2 x patch_size 15"),
-        ("vision_config", "patch_size", 16, "cannot be halved to 16"),
-        ("llm_config", "num_attention_heads", 5, "the LLM's 5 heads"),
-        ("", "select_layer", -2, "select_layer is -2"),
-        ("", "force_image_size", 448, "force_image_size is 448"),
-    ],
-)
-def test_another_model_of_the_family_is_refused(tmp_path: Path, section: str, key: str, value: object, message: str) -> None:
-    write_checkpoint(tmp_path, edited(section, key, value))
-    with pytest.raises(CheckpointError, match=message):
-        VisionModel.from_checkpoint(tmp_path, "cpu", torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("vision_model.encoder.layers.1.attn.qkv.bias", "missing"),
-        ("mlp1.3.weight", "missing"),
-        ("vision_model.encoder.layers.2.ls1", "unknown"),
-        ("vision_model.embeddings.position_embedding", "misshaped"),
-    ],
-)
-def test_tensors_that_do_not_fit_the_config_are_named(tmp_path: Path, name: str, change: str) -> None:
-    tensors = make_tensors()
-    if change == "missing":
-        del tensors[name]
-    else:
-        tensors[name] = torch.zeros(1, 5, 12)
-    write_checkpoint(tmp_path, tensors=tensors)
-    with pytest.raises(CheckpointError, match=name.split(".", 1)[1].replace(".", r"\.")):
-        VisionModel.from_checkpoint(tmp_path, "cpu", torch.float32)
 
 
 def test_weights_do_not_hang_on_the_file(checkpoint: Path, model: VisionModel) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 
-from build_scripts._demo import indirect_en, indirect_zh, phrases_en, phrases_zh
+from build_scripts._demo import further_en, further_zh, indirect_en, indirect_zh, phrases_en, phrases_zh
 from build_scripts._demo.grading import nearly_the_same
 from build_scripts._demo.words import Language
 
 _PHRASES: dict[Language, ModuleType] = {"en": phrases_en, "zh": phrases_zh}
-_INDIRECT: dict[Language, ModuleType] = {"en": indirect_en, "zh": indirect_zh}
+_MORE: dict[Language, tuple[ModuleType, ...]] = {"en": (indirect_en, further_en), "zh": (indirect_zh, further_zh)}
 _WRAPPED = 0.4  # share of the trained questions that stand within another sentence
 SMALL_TALK = ("hello", "who", "can", "thanks", "bye")
 
@@ -27,7 +27,8 @@ def fixed_answer(language: Language, name: str) -> str:
 def unknown_words(language: Language, source: random.Random, *, held_out: bool) -> dict[str, str]:
     """Words for a question about something else than shapes."""
     phrases = _PHRASES[language]
-    a, b = source.sample(phrases.HELD_OUT_NOUNS if held_out else phrases.NOUNS, 2)
+    trained = phrases.NOUNS + (further_en if language == "en" else further_zh).NOUNS
+    a, b = source.sample(phrases.HELD_OUT_NOUNS if held_out else trained, 2)
     adjective = source.choice(phrases.ADJECTIVES or [""])
     return {"a": a, "b": b, "adjective": adjective, "digit": str(source.randrange(2, 100))}
 
@@ -75,14 +76,17 @@ def templates(language: Language, topic: str, *, held_out: bool) -> tuple[str, .
     phrases = _PHRASES[language]
     listed: list[str] = phrases.UNKNOWN if topic == "unknown" else phrases.QUESTIONS[topic]
     cut = listed.index(phrases_en.HELD_OUT)
-    return tuple(listed[cut + 1 :] if held_out else listed[:cut] + _INDIRECT[language].MORE.get(topic, []))
+    if held_out:
+        return tuple(listed[cut + 1 :])
+    return (*listed[:cut], *(text for more in _MORE[language] for text in more.MORE.get(topic, ())))
 
 
 @cache
 def wrapped_templates(language: Language, topic: str) -> tuple[str, ...]:
     """Every core of a topic in every wrapping, but for those that come close to a held-out phrasing."""
-    indirect = _INDIRECT[language]
-    pairs = itertools.product(indirect.WRAPPINGS, indirect.CORES.get(topic, ()))
+    wrappings = (text for more in _MORE[language] for text in more.WRAPPINGS)
+    cores = (text for more in _MORE[language] for text in more.CORES.get(topic, ()))
+    pairs = itertools.product(wrappings, cores)
     made = (wrapping.format(core=core) for wrapping, core in pairs)
     held_out = templates(language, topic, held_out=True)
     return tuple(text for text in made if not any(nearly_the_same(text, other) for other in held_out))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from build_scripts._demo.network import DEMO, DemoModel, initialise
@@ -19,7 +20,7 @@ LEARNING_RATE = 1e-3
 _WARM_UP = 300  # steps
 _DECAY = 0.35  # share of the steps, at the end
 _LAST_RATE = 0.02  # share of the learning rate
-_REFINING_RATE = 6e-4
+REFINING_RATE = 6e-4
 _REFINING_WARM_UP = 100
 _BACKGROUND = 0.05  # its weight among the patches
 _AUXILIARY = (0.7, 0.95)  # share of the steps at which the auxiliary loss begins to fade, and is gone
@@ -45,15 +46,29 @@ class Trainer:
         device: cuda or cpu.
         start: Weights to start from, by the checkpoint's names. The tower then stays as it is: only the projector and
             the language model learn, without the auxiliary losses and with a schedule of their own.
+        rate: The highest learning rate of a run from a checkpoint.
+        memory: Directory for what a tower that stays as it is made of the videos: they are rendered and looked at once.
+        compiled: Fuse by torch.compile. Default: on CUDA.
     """
 
     def __init__(
-        self, steps: int, seed: int, bank: Tensor, device: torch.device, start: Mapping[str, Tensor] | None = None
+        self,
+        steps: int,
+        seed: int,
+        bank: Tensor,
+        device: torch.device,
+        start: Mapping[str, Tensor] | None = None,
+        *,
+        rate: float = REFINING_RATE,
+        memory: Path | None = None,
+        compiled: bool | None = None,
     ) -> None:
         self.steps, self.seed, self.device = steps, seed, device
         self.refining = start is not None
+        self.rate, self.memory = rate, memory
         self.step = 0
-        fast = device.type == "cuda"
+        cuda = device.type == "cuda"
+        compiled = cuda if compiled is None else compiled
         self.model = DemoModel(DEMO)
         initialise(self.model, seed)
         if start is not None:
@@ -65,16 +80,16 @@ class Trainer:
         matrices = [p for p in learning if p.dim() > 1]
         rest = [p for p in learning if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=fast)
-        self.renderer = Renderer(bank, device, compiled=fast)
-        if fast:
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=cuda)
+        self.renderer = Renderer(bank, device, compiled=compiled)
+        if compiled:
             self.model.compile_parts()
 
     def train(self, batch: Batch) -> Losses:
         """One step; the batch is on the trainer's device."""
         share = self.step / self.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = _refining_rate(self.step, share) if self.refining else _rate(self.step, share)
+            group["lr"] = self.rate * _refining_share(self.step, share) if self.refining else _rate(self.step, share)
         losses = self._losses(batch)
         loss = losses.text
         if not self.refining:
@@ -90,10 +105,10 @@ class Trainer:
     def _losses(self, batch: Batch) -> Losses:
         zero = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            tokens = self.look(batch)
-            visual = None if tokens is None else self.model.embed(tokens)
+            tokens = None if self.refining else self.look(batch)
+            visual = self.see(batch) if tokens is None else self.model.embed(tokens)
             text = self.say(batch, visual) if batch.ids.shape[1] else None
-            heads = None if tokens is None or self.refining else (self.model.auxiliary(visual), self.model.patch_head(tokens))
+            heads = None if tokens is None else (self.model.auxiliary(visual), self.model.patch_head(tokens))
         text_loss = zero if text is None else F.cross_entropy(text.float(), batch.labels.flatten()[batch.said])
         if heads is None:
             return Losses(text_loss, zero, zero, zero)
@@ -122,8 +137,17 @@ class Trainer:
 
     def see(self, batch: Batch) -> Tensor | None:
         """The same to the end: rows for the language model [16 * F, C]."""
-        tokens = self.look(batch)
-        return None if tokens is None else self.model.embed(tokens)
+        if self.memory is None or not batch.drawings:
+            tokens = self.look(batch)
+            return None if tokens is None else self.model.embed(tokens)
+        kept = self.memory / f"{batch.videos}.safetensors"
+        if not kept.exists():
+            with torch.no_grad():
+                merged = self.model.merge(self.look(batch)).to("cpu", torch.bfloat16)
+            part = kept.with_suffix(".part")
+            save_file({"merged": merged}, part)
+            part.replace(kept)
+        return self.model.project(load_file(kept, str(self.device))["merged"])
 
     def say(self, batch: Batch, visual: Tensor | None) -> Tensor:
         """Logits [N, vocabulary] at the places that have labels."""
@@ -158,7 +182,7 @@ class Trainer:
         self.step = state["step"]
 
     def _run(self) -> dict[str, Any]:
-        return {"steps": self.steps, "seed": self.seed, "refining": self.refining}
+        return {"steps": self.steps, "seed": self.seed, "refining": self.refining, "rate": self.rate}
 
 
 def _rate(step: int, share: float) -> float:
@@ -167,6 +191,6 @@ def _rate(step: int, share: float) -> float:
     return LEARNING_RATE * warm * min(1.0, _LAST_RATE + (1 - _LAST_RATE) * max(1 - share, 0) / _DECAY)
 
 
-def _refining_rate(step: int, share: float) -> float:
-    """The learning rate from a checkpoint: a short warm-up, then a straight way down to nothing."""
-    return _REFINING_RATE * min((step + 1) / _REFINING_WARM_UP, 1 - share)
+def _refining_share(step: int, share: float) -> float:
+    """Of the learning rate from a checkpoint: a short warm-up, then a straight way down to nothing."""
+    return min((step + 1) / _REFINING_WARM_UP, 1 - share)

@@ -1,12 +1,11 @@
-"""The command line's side of the OpenAI API: ask the adapter, read the stream."""
+"""A client's side of the OpenAI API, for the command line and the page: ask the adapter, read the stream."""
 
 from __future__ import annotations
 
-import base64
 import json
 import mimetypes
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import httpx2
 
 from ._errors import ApiError
+from ._protocol import MAX_BODY_BYTES
+from ._request_body import JsonBody, LocalFile
 
 MODEL_ID = "InternVideo2_5"
 _TIMEOUT = httpx2.Timeout(None, connect=10.0)  # the adapter has the limits of a request
@@ -34,16 +35,12 @@ def media_part(source: str, options: dict[str, int | float]) -> dict[str, Any]:
     Args:
         source: A URL, which the server fetches, or a local file, which is sent along (so no shared disk is needed).
         options: Sampling options of a video (``num_frames``, ``fps``, ``start``, ``end``).
-
-    Raises:
-        OSError: The local file cannot be read.
     """
     path = source.partition("?")[0]
     mime = mimetypes.guess_type(path)[0] or "video/mp4"
-    if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", source):
-        source = f"data:{mime};base64,{base64.b64encode(Path(source).read_bytes()).decode()}"
+    url = source if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", source) else LocalFile(Path(source), mime)
     kind = "image_url" if mime.startswith("image/") else "video_url"
-    return {"type": kind, kind: {"url": source, **options}}
+    return {"type": kind, kind: {"url": url, **options}}
 
 
 def stream_answer(url: str, content: list[dict[str, Any]], settings: dict[str, Any]) -> Iterator[Part]:
@@ -56,34 +53,80 @@ def stream_answer(url: str, content: list[dict[str, Any]], settings: dict[str, A
 
     Raises:
         ApiError: The server refused the request or failed, or nothing answers at `url`.
+        OSError: A local file cannot be read.
     """
-    body = {
+    endpoint, body = _request(url, [{"role": "user", "content": content}], settings)
+    try:
+        with (
+            httpx2.Client(timeout=_TIMEOUT) as client,
+            client.stream("POST", endpoint, content=body.pieces(), headers=body.headers) as response,
+        ):
+            if response.status_code != httpx2.codes.OK:
+                raise _error_of(response.read(), response.status_code)
+            for line in response.iter_lines():
+                if (part := _part(line)) is not None:
+                    yield part
+    except httpx2.TransportError as error:
+        raise _unreachable(endpoint, error) from error
+
+
+async def stream_conversation(url: str, messages: list[dict[str, Any]], settings: dict[str, Any]) -> AsyncGenerator[Part]:
+    """As `stream_answer`, for a whole conversation; closing or cancelling it ends the work on the server.
+
+    Raises:
+        ApiError: As `stream_answer`; and before anything is sent, where a server with the default limit would not take it.
+        OSError: A local file cannot be read.
+    """
+    endpoint, body = _request(url, messages, settings)
+    if body.size > MAX_BODY_BYTES:
+        raise ApiError(
+            413,
+            f"the videos of this request are too large to send: it would be {body.size / 2**20:.0f} MiB, and the server takes "
+            f"{MAX_BODY_BYTES >> 20} MiB (encoded, a video is a third larger than its file). Cut or compress the video, or "
+            "give its URL for the server to fetch",
+            code="request_too_large",
+        )
+    try:
+        async with (
+            httpx2.AsyncClient(timeout=_TIMEOUT) as client,
+            client.stream("POST", endpoint, content=body.pieces_async(), headers=body.headers) as response,
+        ):
+            if response.status_code != httpx2.codes.OK:
+                raise _error_of(await response.aread(), response.status_code)
+            async for line in response.aiter_lines():
+                if (part := _part(line)) is not None:
+                    yield part
+    except httpx2.TransportError as error:
+        raise _unreachable(endpoint, error) from error
+
+
+def _request(url: str, messages: list[dict[str, Any]], settings: dict[str, Any]) -> tuple[str, JsonBody]:
+    document = {
         "model": MODEL_ID,
-        "messages": [{"role": "user", "content": content}],
+        "messages": messages,
         "stream": True,
         "stream_options": {"include_usage": True},
         **settings,
     }
-    endpoint = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
-    try:
-        with httpx2.Client(timeout=_TIMEOUT) as client, client.stream("POST", endpoint, json=body) as response:
-            if response.status_code != httpx2.codes.OK:
-                raise _error_of(response.read(), response.status_code)
-            for line in response.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    yield _part(json.loads(line.removeprefix("data: ")))
-    except httpx2.TransportError as error:
-        message = f"nothing answers at {endpoint} ({error}); is the server running (`internvideo serve`)?"
-        raise ApiError(503, message, code="unavailable") from error
+    return f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions", JsonBody(document)
 
 
-def _part(event: dict[str, Any]) -> Part:
+def _part(line: str) -> Part | None:
+    """One line of the stream; None where it says nothing."""
+    if not line.startswith("data: ") or line == "data: [DONE]":
+        return None
+    event = json.loads(line.removeprefix("data: "))
     if "error" in event:
         raise _error_of(json.dumps(event).encode(), 500)
     if not event["choices"]:
         return Part(usage=event.get("usage"))
     choice = event["choices"][0]
     return Part(choice["delta"].get("content") or "", choice["finish_reason"], event.get("usage"))
+
+
+def _unreachable(endpoint: str, error: Exception) -> ApiError:
+    message = f"nothing answers at {endpoint} ({error}); is the server running (`internvideo serve`)?"
+    return ApiError(503, message, code="unavailable")
 
 
 def _error_of(body: bytes, status: int) -> ApiError:

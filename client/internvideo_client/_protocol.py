@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
+#: Largest request body by default; a video in a ``data:`` URL takes 4/3 of its size.
+MAX_BODY_BYTES = 256 * 1024 * 1024
+
 StopStrings = Annotated[
     list[Annotated[str, StringConstraints(min_length=1, max_length=256)]],
     Field(max_length=16),
@@ -38,7 +41,7 @@ class ChatCompletionRequest(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)  # a smaller one makes scores infinite
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     stop: StopStrings | None = None
     logprobs: bool | None = None

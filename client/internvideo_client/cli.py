@@ -1,9 +1,10 @@
-"""``internvideo``: serve, doctor, chat, demo."""
+"""``internvideo``: serve, doctor, chat, ui, demo."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="address of the OpenAI API")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port of the OpenAI API (0: a free one, for every port)")] = 9997,
+    ui_port: Annotated[int | None, typer.Option(help="serve the web page too, on 127.0.0.1; none: no page")] = None,
     triton_host: Annotated[str, typer.Option(help="address of Triton; its ports know no authentication")] = "127.0.0.1",
     triton_http_port: Annotated[int, typer.Option(help="Triton's HTTP port")] = 8000,
     triton_grpc_port: Annotated[int, typer.Option(help="Triton's gRPC port")] = 8001,
@@ -73,6 +75,7 @@ def serve(
             allowed_local_media_path=tuple(allowed_local_media_path or ()),
             host=host,
             port=port,
+            ui_port=ui_port,
             triton_host=triton_host,
             triton_http_port=triton_http_port,
             triton_grpc_port=triton_grpc_port,
@@ -164,6 +167,27 @@ def chat(
     _show("\n")
     if cut:
         _errors.print("[yellow](cut at the limit of tokens)[/]")
+
+
+@app.command()
+def ui(
+    url: Annotated[str, typer.Option(help="the server's OpenAI API")] = "http://127.0.0.1:9997",
+    host: Annotated[str, typer.Option(help="address of the page; it knows no authentication")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of the page (0: a free one)")] = 7860,
+) -> None:
+    """Serve a web page for asking a running server; Ctrl-C stops it."""
+    try:
+        page = importlib.import_module("internvideo_client.ui")
+    except ModuleNotFoundError as error:
+        raise _failed(f"{error.name} is missing: install the page's part, `pip install 'internvideo-triton[ui]'`") from error
+    questions = ("Which way does the green triangle move?", "绿色三角形往哪个方向移动？")
+    video = _PROJECT / "examples" / "demo.mp4"
+    examples = [(question, video) for question in questions] if video.exists() else []
+    try:
+        page.serve(url, host, port, examples, lambda address: typer.echo(f"page: {address} (Ctrl-C stops it)"))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)  # its own text repeats the address
+        raise _failed(f"cannot listen on {host}:{port} ({reason}); choose another port, 0 takes a free one") from error
 
 
 @app.command()
@@ -272,3 +296,7 @@ def _table(result: dict[str, Any]) -> Table:
 def _failed(message: str) -> typer.Exit:
     _errors.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
     return typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,8 @@ _END_TIMEOUT_S = 1.0
 # A step that Triton was just handing over when the first stop came did not know the id yet.
 _SECOND_STOP_AFTER_S = 0.2
 
+_GREEDY_BELOW = 1e-5  # scores divided by much less are infinite in float32, and the answer is noise
+
 _CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 _log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Sampling:
 
     Attributes:
         max_tokens: Most tokens to generate; None is what is left of the context.
-        temperature: None or 0 is greedy.
+        temperature: None or less than 1e-5 is greedy.
         seed: Unsigned 64 bit.
     """
 
@@ -72,7 +74,7 @@ class Sampling:
             "min_tokens": _optional(np.int32, self.min_tokens),
             "return_log_probs": np.bool_(True) if self.log_probs else None,
         }
-        if not self.temperature or self.top_p == 0:
+        if (self.temperature or 0.0) < _GREEDY_BELOW or self.top_p == 0:
             # TensorRT-LLM rewrites a temperature of 0 in its own way: greedy is top-k 1.
             values["runtime_top_k"] = np.int32(1)
         else:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
+from .._protocol import MAX_BODY_BYTES
 from . import AdapterSettings, create_app
 
 
@@ -17,7 +18,7 @@ def main(
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the engine directory")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 9997,
-    max_body_bytes: Annotated[int, typer.Option(help="largest request body")] = 256 * 1024 * 1024,
+    max_body_bytes: Annotated[int, typer.Option(help="largest request body")] = MAX_BODY_BYTES,
     request_timeout: Annotated[float, typer.Option(help="longest time for a whole request, seconds")] = 300,
     first_token_timeout: Annotated[
         float | None, typer.Option(help="longest silence before the first response, seconds; none: as the whole request")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from .._protocol import MAX_BODY_BYTES
+
 
 @dataclass(frozen=True)
 class AdapterSettings:
@@ -26,7 +28,7 @@ class AdapterSettings:
     triton: str
     tokenizer: Path
     model_id: str = "InternVideo2_5"
-    max_body_bytes: int = 256 * 1024 * 1024
+    max_body_bytes: int = MAX_BODY_BYTES
     request_timeout_s: float = 300.0
     first_token_timeout_s: float | None = None
     inactivity_timeout_s: float = 60.0

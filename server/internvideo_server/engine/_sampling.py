@@ -26,6 +26,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 
 Word = tuple[int, ...]
 
+_COLDEST = 1e-30  # scores divided by less would be infinite, several of them
+
 
 @dataclass
 class Sampling:
@@ -74,7 +76,7 @@ class Sampling:
 def process(scores: torch.Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
     """Scores [vocab] float32 of one request's next token -> scores whose argmax is the token to take."""
     if sampling.temperature not in (0.0, 1.0):
-        scores = scores / sampling.temperature
+        scores = scores / max(sampling.temperature, _COLDEST)
     scores = _penalise(scores, sampling, prompt, output)
     if len(output) < sampling.min_tokens and 0 <= sampling.end_id < scores.shape[0]:
         scores = scores.index_fill(0, torch.tensor([sampling.end_id], device=scores.device), -torch.inf)

@@ -12,6 +12,7 @@ from ._tritonserver import TritonServer
 
 TRITON_EXIT_S = 8  # how long Triton waits for requests in flight
 ADAPTER_EXIT_S = 3.0
+UI_HOST = "127.0.0.1"
 
 
 def triton_command(
@@ -61,6 +62,11 @@ def adapter_command(options: ServeOptions, ports: dict[str, int], grpc_url: str,
     return [sys.executable, "-P", "-m", "internvideo_client.adapter", *arguments]
 
 
+def ui_command(port: int, openai_url: str) -> list[str]:
+    arguments = ["ui", "--url", openai_url, "--host", UI_HOST, "--port", str(port)]
+    return [sys.executable, "-P", "-m", "internvideo_client.cli", *arguments]
+
+
 def endpoint_urls(options: ServeOptions, ports: dict[str, int]) -> dict[str, str]:
     """Addresses to connect to; a server that listens everywhere is reached over the loopback."""
 
@@ -72,6 +78,7 @@ def endpoint_urls(options: ServeOptions, ports: dict[str, int]) -> dict[str, str
     return {
         "adapter": adapter,
         "openai": f"{adapter}/v1",
+        **({"page": f"http://{UI_HOST}:{ports['--ui-port']}"} if "--ui-port" in ports else {}),
         "http": f"http://{reach(options.triton_host, '--triton-http-port')}",
         "grpc": reach(options.triton_host, "--triton-grpc-port"),
         "metrics": f"http://{reach(options.triton_host, '--triton-metrics-port')}/metrics",

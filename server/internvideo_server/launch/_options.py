@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class ServeOptions:
         allowed_local_media_path: Directories below which ``file://`` URLs may point; none: no local files.
         host: Where the OpenAI adapter listens.
         port: The OpenAI adapter's port.
+        ui_port: Port of the web page for people, on 127.0.0.1; None: no page.
         triton_host: Where Triton listens (HTTP, gRPC and metrics). Its ports carry no authentication: keep them from strangers.
         triton_http_port: Triton's HTTP port.
         triton_grpc_port: Triton's gRPC port.
@@ -69,6 +71,7 @@ class ServeOptions:
     allowed_local_media_path: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
     port: int = 9997
+    ui_port: int | None = None
     triton_host: str = "127.0.0.1"
     triton_http_port: int = 8000
     triton_grpc_port: int = 8001
@@ -122,6 +125,8 @@ class ServeOptions:
                 raise LaunchError(f"{name} must be 0 or more, got {size}")
         if not self.request_timeout_s > 0:
             raise LaunchError(f"--request-timeout must be greater than 0, got {self.request_timeout_s}")
+        if self.ui_port is not None and importlib.util.find_spec("gradio") is None:
+            raise LaunchError("--ui-port needs the page's part: pip install 'internvideo-triton[ui]'")
         for directory in self.allowed_local_media_path:
             if not directory.is_dir():
                 raise LaunchError(f"--allowed-local-media-path {directory} is not a directory")

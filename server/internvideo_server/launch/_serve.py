@@ -18,7 +18,7 @@ from rich.markup import escape
 from ..limits import EngineLimits
 from ._artifacts import compiler_environment, find_checkpoint, find_engine, project_home, resolve_dtype
 from ._backends import backend_directory
-from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
+from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, UI_HOST, adapter_command, endpoint_urls, triton_command, ui_command
 from ._engine import cuda_pool_bytes, world_size
 from ._errors import LaunchError
 from ._keeper import shm_prefix
@@ -37,6 +37,7 @@ class RunningServer:
 
     Attributes:
         openai_url: Base URL of the OpenAI API, ``http://host:port/v1``.
+        page_url: The web page for people, None where there is none.
         adapter_url: ``http://host:port`` (health, metrics of the adapter).
         http_url: Triton's HTTP endpoint, ``http://host:port``.
         grpc_url: Triton's gRPC endpoint as tritonclient takes it, ``host:port``.
@@ -52,6 +53,7 @@ class RunningServer:
     ) -> None:
         self._stack, self._keeper, self.logs = stack, keeper, logs
         self.openai_url, self.adapter_url = urls["openai"], urls["adapter"]
+        self.page_url = urls.get("page")
         self.http_url, self.grpc_url, self.metrics_url = urls["http"], urls["grpc"], urls["metrics"]
         self.repository, self.backends, self.engine = paths["repository"], paths["backends"], paths["engine"]
 
@@ -121,9 +123,10 @@ def serve(options: ServeOptions) -> int:
 
 
 def _summary(server: RunningServer) -> str:
+    page = f"\n  web page        {server.page_url}" if server.page_url else ""
     return (
         f"\n  OpenAI API      {server.openai_url}\n  Triton HTTP     {server.http_url}\n  Triton gRPC     {server.grpc_url}\n"
-        f"  Triton metrics  {server.metrics_url}\n  repository      {server.repository}\n\nReady. Ctrl-C stops."
+        f"  Triton metrics  {server.metrics_url}\n  repository      {server.repository}{page}\n\nReady. Ctrl-C stops."
     )
 
 
@@ -138,6 +141,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             "--triton-http-port": (options.triton_host, options.triton_http_port),
             "--triton-grpc-port": (options.triton_host, options.triton_grpc_port),
             "--triton-metrics-port": (options.triton_host, options.triton_metrics_port),
+            **({} if options.ui_port is None else {"--ui-port": (UI_HOST, options.ui_port)}),
         }
     )
     with ExitStack() as stack:
@@ -189,14 +193,22 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             ADAPTER_EXIT_S,
         )
         progress.report(f"starting tritonserver ({device.name}, {settings.dtype}) and the OpenAI adapter")
-        keeper = run.keep([triton, adapter])
+        programs = [triton, adapter]
+        health = {"tritonserver": f"{urls['http']}/v2/health/ready", "adapter": f"{urls['adapter']}/health/ready"}
+        if "page" in urls:
+            # What people upload lies in the run's directory, and goes with it even where the page was killed.
+            page_environment = {**os.environ, "TMPDIR": str(run.directory)}
+            command = ui_command(ports["--ui-port"], urls["openai"])
+            programs.append(ProgramSpec("page", command, page_environment, directory / "page.log", ADAPTER_EXIT_S))
+            health["page"] = urls["page"]
+        keeper = run.keep(programs)
         stack.callback(keeper.stop)
-        logs = {program.name: program.log for program in (triton, adapter) if program.log}
+        logs = {program.name: program.log for program in programs if program.log}
         if options.verbose:
             stack.enter_context(shown(list(logs.values())))
         wait_until_ready(
             keeper,
-            {"tritonserver": f"{urls['http']}/v2/health/ready", "adapter": f"{urls['adapter']}/health/ready"},
+            health,
             logs,
             models,
             options.ready_timeout_s,

@@ -64,19 +64,20 @@ class PacketTable:
         known = [stamp for stamp in pts if stamp is not None]
         self.seekable = len(set(known)) == len(pts)
         self.pts: npt.NDArray[np.int64] = np.array(known if self.seekable else [], np.int64)
-        self._by_time = np.argsort(self.pts)  # packets in the order of presentation
-        self._shown = self._by_time[~np.isin(self._by_time, hidden)]  # frame number -> packet number
-        self._times, self._shown_times = self.pts[self._by_time], self.pts[self._shown]
+        by_time = np.argsort(self.pts)  # packets in the order of presentation
+        self._shown = by_time[~np.isin(by_time, hidden)]  # frame number -> packet number
+        # Dictionaries, for these are asked at every packet by all decoders, which take turns with Python.
+        self._packets: dict[int | None, int] = {stamp: number for number, stamp in enumerate(self.pts.tolist())}
+        self._frames: dict[int | None, int] = {stamp: number for number, stamp in enumerate(self.pts[self._shown].tolist())}
         self._keys = np.array(keys, np.int64)
 
     def packet_number(self, pts: int | None) -> int | None:
         """The packet with this time stamp; None if there is none."""
-        place = _find(self._times, pts)
-        return None if place is None else int(self._by_time[place])
+        return self._packets.get(pts)
 
     def frame_number(self, pts: int | None) -> int | None:
         """The shown frame with this time stamp; None if there is none."""
-        return _find(self._shown_times, pts)
+        return self._frames.get(pts)
 
     def shown(self, frame: int) -> int:
         """The frame that stands for a frame number: itself, or the last one that is shown."""
@@ -103,11 +104,6 @@ class PacketTable:
         keys = self._keys[: np.searchsorted(self._keys, packet, "right")]
         earlier = keys[self.pts[keys] <= self.pts[packet]]
         return int(earlier[-1]) if len(earlier) else 0
-
-
-def _find(times: npt.NDArray[np.int64], pts: int | None) -> int | None:
-    place = -1 if pts is None else int(np.searchsorted(times, pts))
-    return place if 0 <= place < len(times) and times[place] == pts else None
 
 
 def _is_reference_only(packet: av.Packet[av.VideoStream], codec: str) -> bool:

@@ -80,7 +80,7 @@ class PyavReader:
         def work(number_of_decoder: int) -> None:
             try:
                 opened = None if number_of_decoder or self._on_gpu else self._opened
-                threads = self._threads // decoders
+                threads = round(self._threads / decoders)  # six groups on 16 cores: three each, or four cores idle
                 with _Decoder(self._path, self._container, self._table, threads, self._on_gpu, opened) as decoder:
                     while not failed.is_set() and (segment := next(queue, None)):  # (atomic on a list's iterator)
                         for shown, frame in decoder.frames(segment):

@@ -68,14 +68,15 @@ class Sampling:
         """
         self.check(max_frames)
         for name, value in (("fps", self.fps), ("start", self.start), ("end", self.end)):
-            if value and not video_fps:
+            if value and not video_fps and total_frames > 1:  # a single frame needs no rate
                 raise invalid(f"{name} is not possible: this video does not say how many frames it has a second", name)
         if self.start and round(min(self.start * video_fps, total_frames)) > total_frames - 1:
             text = f"start ({self.start} s) is beyond the end of the video ({total_frames / video_fps:.2f} s)"
             raise invalid(text, "start")
         num_frames = self.num_frames or default_frames
         if self.fps is not None:
-            end = min(total_frames / video_fps, math.inf if self.end is None else self.end)
+            length = total_frames / video_fps if video_fps else 0.0
+            end = min(length, math.inf if self.end is None else self.end)
             num_frames = frames_for_rate(end - (self.start or 0.0), self.fps, max_frames)
         return sample_indices(total_frames, video_fps, num_frames, self.start, self.end)
 

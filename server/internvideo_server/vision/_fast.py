@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
 from internvideo_server.vision._config import VisionConfig
-from internvideo_server.vision._folded import fold_embedding, fold_layers, last_shift
+from internvideo_server.vision._folded import fold_embedding, fold_layers
 from internvideo_server.vision._layers import Fp8Layer, HalfLayer, Passes
 from internvideo_server.vision.merging import merge_tokens
 from internvideo_server.vision.tower import VisionTower
@@ -34,10 +34,12 @@ class FastVision:
         token = tower.embeddings.class_embedding
         self._dtype = token.dtype
         self._patch_weight, self._offset = fold_embedding(tower)
-        self._shift = last_shift(tower)
         self._pass = Passes(compiled=compiled)
         make = Fp8Layer if fp8 else HalfLayer
-        self._layers = [make(layer, config.num_heads, token.dtype, self._pass) for layer in fold_layers(tower)]
+        self._layers: list[HalfLayer | Fp8Layer] = []
+        for layer in fold_layers(tower):
+            self._layers.append(make(layer, config.num_heads, token.dtype, self._pass))
+            self._shift = layer.shift
 
     @torch.inference_mode()
     def rows(self, frames: Tensor) -> Tensor:

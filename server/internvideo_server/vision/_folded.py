@@ -46,13 +46,15 @@ class FoldedLayer:
     fc1: Tensor  # [M, C]
     fc1_bias: Tensor  # [M]
     fc2: Tensor  # [C, M], scaled
+    shift: Tensor  # [C], what the stream lacks after it
 
 
 @torch.no_grad()
 def fold_layers(tower: VisionTower) -> Iterator[FoldedLayer]:
     """The layers in their order, each made when it is asked for."""
     shift = torch.zeros_like(tower.embeddings.class_embedding[0, 0], dtype=torch.float32)
-    for layer in _layers(tower):
+    layer: Any  # torch types the attributes of modules as what they may be at most
+    for layer in tower.encoder.layers:
         attention, mlp = layer.attn, layer.mlp
         norm1 = _fold_norm(layer.norm1, shift)
         shift = shift + attention.proj.bias.float() * layer.ls1.float()
@@ -67,15 +69,8 @@ def fold_layers(tower: VisionTower) -> Iterator[FoldedLayer]:
             mlp.fc1.weight.float(),
             mlp.fc1.bias.float(),
             mlp.fc2.weight.float() * layer.ls2.float()[:, None],
+            shift,
         )
-
-
-@torch.no_grad()
-def last_shift(tower: VisionTower) -> Tensor:
-    """What the stream lacks after the last layer: float32 [C]."""
-    parts = [layer.attn.proj.bias.float() * layer.ls1.float() for layer in _layers(tower)]
-    parts += [layer.mlp.fc2.bias.float() * layer.ls2.float() for layer in _layers(tower)]
-    return torch.stack(parts).sum(0)
 
 
 @torch.no_grad()
@@ -97,10 +92,6 @@ def fold_embedding(tower: VisionTower) -> tuple[Tensor, Tensor]:
     offset[1:] += conv.bias.float() - missing
     weight = weight.flatten(1)
     return F.pad(weight, (0, -weight.shape[1] % 16)), offset
-
-
-def _layers(tower: VisionTower) -> Iterator[Any]:  # torch types the attributes of modules as what they may be at most
-    return iter(tower.encoder.layers)
 
 
 def _fold_norm(norm: nn.LayerNorm, shift: Tensor) -> FoldedNorm:
