@@ -60,6 +60,14 @@ def test_missing_file_and_missing_server_are_named(tmp_path: Path) -> None:
     assert (away.exit_code, "is the server running" in away.stderr) == (1, True)
 
 
+def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ports = [f"--{name}=0" for name in ("port", "triton-http-port", "triton-grpc-port", "triton-metrics-port")]
+    result = RUN(app, ["serve", "--device", "cpu", *ports], env={"INTERNVIDEO_CACHE": str(tmp_path / "file" / "cache")})
+    assert result.exit_code == 1
+    assert "Not a directory" in result.stderr
+
+
 def test_impossible_serve_option_is_explained() -> None:
     result = RUN(app, ["serve", "--num-frames", "3"])
     assert (result.exit_code, "--num-frames must be a positive multiple of 4" in result.stderr) == (1, True)

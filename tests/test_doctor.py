@@ -300,6 +300,17 @@ def test_fewer_gpus_than_ranks_are_found(engine: Path, gpu: Callable[..., dict[s
     assert "2 wanted, found 0: NVIDIA H200" in check.message
 
 
+def test_a_host_without_the_model_repository_is_told_so_and_not_the_memory(
+    model: Path, engine: Path, gpu: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    everything = options(checkpoint=model, engine=engine, device="cuda")
+    assert found(run(everything, gpu(H200)), "gpu memory").status is Status.OK
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path))
+    report = run(everything, gpu(H200))
+    assert found(report, "model repository").status is Status.FAILED
+    assert not [check for check in report.checks if check.name == "gpu memory"]
+
+
 def real_need(tmp_path: Path, batch: int, quantized_cache: bool = False) -> Any:
     """The real model's need with an engine of 8.5 GiB."""
     config = model_config(DIMENSIONS[Size.FULL], "bfloat16")

@@ -102,10 +102,11 @@ def _checks(options: DoctorOptions, environ: Mapping[str, str]) -> Iterator[Chec
         yield failed("device", str(error), "--device auto, cpu, cuda or cuda:N")
         device = None
     yield from check_gpus(gpus, device, tensorrt_llm=built, ranks=ranks)
-    if device is not None and len(gpus) > device and engine is not None and limits is not None and checkpoint is not None:
-        yield check_gpu_memory(gpus[device], memory_need(checkpoint, engine, limits), _kv_fraction())
+    repository, check = _repository()
+    if device is not None and len(gpus) > device and engine and limits and checkpoint and repository:
+        yield check_gpu_memory(gpus[device], memory_need(checkpoint, engine, limits), _kv_fraction(repository))
     yield check_shm(options.shm, ranks)
-    yield from _check_repository()
+    yield check
     yield from check_media_roots(options.media_roots)
     yield from check_ports(options.ports)
 
@@ -117,17 +118,16 @@ def _ranks(engine: Path) -> int:
         return 1
 
 
-def _check_repository() -> Iterator[Check]:
+def _repository() -> tuple[Path | None, Check]:
     try:
-        home = project_home()
+        repository = project_home() / "model_repository"
     except LaunchError as error:
         reason, _, fix = str(error).partition(": ")
-        yield failed("model repository", reason, fix)
-    else:
-        yield ok("model repository", str(home / "model_repository"))
+        return None, failed("model repository", reason, fix)
+    return repository, ok("model repository", str(repository))
 
 
-def _kv_fraction() -> float:
+def _kv_fraction(repository: Path) -> float:
     """``kv_cache_free_gpu_mem_fraction`` as the repository sets it."""
-    config = read_config(project_home() / "model_repository" / "tensorrt_llm" / "config.pbtxt")
+    config = read_config(repository / "tensorrt_llm" / "config.pbtxt")
     return float(config.parameters["kv_cache_free_gpu_mem_fraction"].string_value)

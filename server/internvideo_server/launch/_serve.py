@@ -114,7 +114,7 @@ def serve(options: ServeOptions) -> int:
         return 0
     except InterruptedStartError:
         return 0
-    except LaunchError as error:
+    except (LaunchError, OSError) as error:  # a cache or a --run-directory that cannot be written, say
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     finally:
