@@ -105,6 +105,12 @@ def test_a_lease_and_what_is_given_share_a_ticket(prepare: Any, vit: Vit) -> Non
     assert [medium.sent for medium in prepared.media] == [0, 8]
 
 
+def test_more_media_than_the_engine_takes_are_refused_before_one_is_fetched(prepare: Any) -> None:
+    with pytest.raises(ServingError, match="72 frames together, the engine takes 64") as caught:
+        prepare(*[V0.with_name("missing.mp4")] * 10, frames=8)
+    assert caught.value.param == "messages.0.content.8.video_url.num_frames"
+
+
 def test_a_refused_request_lets_go_of_what_is_held_for_it(prepare: Any, vit: Vit) -> None:
     vit.has = {prepare(V0).media[0].key}
     with pytest.raises(ServingError, match="exceed the engine's context"):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .chat import ChatTokenizer, Conversation, MediaPart, Prompt, build_prompt, parse_messages
 from .errors import invalid
 from .frames import FrameStore, NamedMedia
-from .limits import EngineLimits
+from .limits import FRAMES_PER_GROUP, EngineLimits
 from .media import Budget, Media, MediaPolicy, fetch
 from .metrics import Meter
 from .video import FRAME_SIZE, DecodeRequest, FrameBuffer, Sampling, extra_id
@@ -97,8 +97,11 @@ class Preprocessor:
         conversation = parse_messages(messages)
         if output_len == 0 or output_len < -1:
             raise invalid(f"the number of tokens to generate must be 1 or more, got {output_len}", "max_tokens")
-        for part in conversation.media:
+        least = 0
+        for part in conversation.media:  # before anything is fetched
             _sampling(part).check(self.max_frames, part.param)
+            least += part.num_frames or FRAMES_PER_GROUP
+            self._check_rows(least, part.param)
         with ExitStack() as opened:
             named = [self._name(part, video_bytes, budget, opened) for part in conversation.media]
             known = {each.key: count for each in named if (count := self.store.count(each.key)) is not None}
