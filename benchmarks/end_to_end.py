@@ -2,10 +2,11 @@
 
 ``python benchmarks/end_to_end.py VIDEO --checkpoint DIR --engine DIR --baseline`` starts the server without its caches, then
 with them (or uses ``--url`` once), and asks about copies of the video, each with other bytes and other frames, so that no cache
-could help a first turn. For each of ``--streams``, so many at once: `first token`: from the request to the first token, the
-median; `second turn`: the same for a second question about the same video; `tokens/s`: of all streams, from the first token of
-all to the last; `videos/s`: answers by the whole time. Answers are kept from ending before ``--new-tokens`` (``min_tokens``);
-`fewest tokens` shows it. `waiting`, `decode` and `vision` are what the server says of its stages, medians.
+could help a first turn. For each of ``--streams``, so many are under way all the time, ``--repeats`` times as many in all:
+`first token`: from the request to the first token, the median; `second turn`: the same for a second question about the same
+video; `tokens/s`: of all streams, from the first token of all to the last; `videos/s`: answers by the whole time, in which the
+first and the last of them have the machine to themselves. Answers are kept from ending before ``--new-tokens``
+(``min_tokens``); `fewest tokens` shows it. `waiting`, `decode` and `vision` are what the server says of its stages, medians.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -62,8 +64,9 @@ def main(
     streams: Annotated[list[int], typer.Option(help="at once; repeatable")] = [1, 4, 16],  # noqa: B006 (typer's form)
     num_frames: Annotated[int, typer.Option()] = 80,
     new_tokens: Annotated[int, typer.Option()] = 64,
-    repeats: Annotated[int, typer.Option(help="of each number of streams, with new videos; the median counts")] = 3,
+    repeats: Annotated[int, typer.Option(help="videos of each stream, one after the other")] = 4,
     decode_workers: Annotated[int, typer.Option(help="of the server that is started")] = 8,
+    vit_quantization: Annotated[str, typer.Option(help="of the server that is started")] = "none",
     baseline: Annotated[bool, typer.Option("--baseline", help="run the old method too; needs --checkpoint and --engine")] = False,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
@@ -73,13 +76,14 @@ def main(
     machine, rows = surroundings("torch", "transformers", "numpy"), []
     flags = f"--num-frames {num_frames} --new-tokens {new_tokens} --repeats {repeats} --decode-workers {decode_workers}"
     flags += "".join(f" --streams {number}" for number in streams) + " --baseline" * baseline
+    flags += f" --vit-quantization {vit_quantization}" if vit_quantization != "none" else ""
     command = f"python benchmarks/end_to_end.py {video.name} --checkpoint ... --engine ... {flags}"
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         typer.echo("\n".join(table(rows)[0 if len(rows) == 1 else -1 :]))
         if name:
-            notes = f"{num_frames} frames, {new_tokens} tokens of answer; median of {repeats} runs."
+            notes = f"{num_frames} frames, {new_tokens} tokens of answer; {repeats} videos a stream."
             write(name, machine, rows, command, notes)
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -91,6 +95,7 @@ def main(
             num_frames=num_frames,
             allowed_local_media_path=(folder.resolve(),),
             decode_workers=decode_workers,
+            vit_quantization=vit_quantization,
             **dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0),
         )
         without = replace(options, frame_cache_mb=0, embedding_cache_mb=0)
@@ -119,10 +124,9 @@ def measure(
     copies = iter(videos)
     with httpx2.Client(base_url=address.removesuffix("/v1"), timeout=PATIENCE_S, trust_env=False) as http:
         for _ in range(2):
-            run(http, [next(copies)], turns, num_frames, new_tokens)  # the first of all loads what is loaded once
+            run(http, [next(copies)], 1, turns, num_frames, new_tokens)  # the first of all loads what is loaded once
         for number in streams:
-            runs = [run(http, [next(copies) for _ in range(number)], turns, num_frames, new_tokens) for _ in range(repeats)]
-            yield {"streams": number, **{key: median(r[key] for r in runs) if runs[0][key] != "-" else "-" for key in runs[0]}}
+            yield {"streams": number, **run(http, list(islice(copies, repeats * number)), number, turns, num_frames, new_tokens)}
 
 
 def device() -> torch.device:
@@ -137,15 +141,17 @@ def distinct_copies(video: Path, folder: Path, number: int) -> list[tuple[Path, 
     return copies
 
 
-def run(http: httpx2.Client, videos: Sequence[tuple[Path, int]], turns: int, num_frames: int, new_tokens: int) -> dict[str, Any]:
-    """One or two turns about all videos at once; the figures of the table."""
+def run(
+    http: httpx2.Client, videos: Sequence[tuple[Path, int]], streams: int, turns: int, num_frames: int, new_tokens: int
+) -> dict[str, Any]:
+    """One or two turns about all videos, so many of them under way at a time; the figures of the table."""
     replies: list[list[Reply]] = []
     messages: list[list[dict[str, Any]]] = []
     for path, number in videos:
         source = {"url": path.resolve().as_uri(), "num_frames": num_frames, "start": number % SHIFTS * SHIFT_S}
         content = [{"type": "text", "text": QUESTIONS[0]}, {"type": "video_url", "video_url": source}]
         messages.append([{"role": "user", "content": content}])
-    with ThreadPoolExecutor(len(videos)) as pool:
+    with ThreadPoolExecutor(streams) as pool:
         for _ in range(turns):
             replies.append(list(pool.map(lambda chat: ask(http, chat, new_tokens), messages)))
             for chat, reply in zip(messages, replies[-1], strict=True):

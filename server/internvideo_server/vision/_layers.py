@@ -29,7 +29,6 @@ class Passes:
         self.cut_patches = prepare(_pointwise.cut_patches)
         self.place = prepare(_pointwise.place)
         self.normalise = prepare(_pointwise.normalise)
-        self.gelu_ = prepare(_pointwise.gelu_)
         self.join_patches = prepare(_pointwise.join_patches)
         self.add_normalise_fp8 = prepare(_pointwise.add_normalise_fp8)
         self.gelu_fp8 = prepare(_pointwise.gelu_fp8)
@@ -51,8 +50,9 @@ class HalfLayer:
         """Change the stream; nothing is left pending."""
         qkv = torch.addmm(self._qkv_bias, self._pass.normalise(x, self._norm1), self._qkv)
         x.addmm_(_attention(qkv, frames, self._heads), self._proj)
-        h = torch.addmm(self._fc1_bias, self._pass.normalise(x, self._norm2), self._fc1)
-        x.addmm_(self._pass.gelu_(h), self._fc2)
+        # GELU inside the product: by tanh on CUDA, where the model's is by erf. A pass of its own reads and writes it all again.
+        h = torch._addmm_activation(self._fc1_bias, self._pass.normalise(x, self._norm2), self._fc1, use_gelu=True)
+        x.addmm_(h, self._fc2)
         return None
 
 

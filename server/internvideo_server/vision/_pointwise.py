@@ -58,11 +58,6 @@ def normalise(x: Tensor, norm: FoldedNorm) -> Tensor:
     return _layer_norm(x, norm).to(x.dtype)
 
 
-def gelu_(x: Tensor) -> Tensor:
-    """GELU (erf) in place."""
-    return x.copy_(_gelu(x.to(torch.float32)))
-
-
 def join_patches(x: Tensor, pending: Tensor | None, shift: Tensor, per_side: int) -> Tensor:
     """The stream and what is still to be added to it, to pixel-shuffled tokens [B, P / 4, 4 * C]."""
     tokens = x + shift if pending is None else x + pending + shift
