@@ -189,6 +189,16 @@ def test_log_probs_are_each_tokens_own(fake: FakeTriton, sdk: openai.OpenAI, str
     assert fake.requests[0]["return_log_probs"]
 
 
+def test_log_probs_of_byte_pieces_tell_the_byte(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    ids = byte_ids("é".encode())
+    fake.script = [Step(ids, log_probs=[-0.5] * len(ids))]
+    answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION, logprobs=True).choices[0]
+    assert answer.logprobs and answer.logprobs.content
+    assert (
+        bytes(byte for entry in answer.logprobs.content for byte in entry.bytes or []).decode() == answer.message.content == "é"
+    )
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_plain_and_streamed_answers_are_equal(fake: FakeTriton, sdk: openai.OpenAI, batch: int) -> None:
     ids = [piece("Hello"), *byte_ids(b"\xff\xe4\xb8\xad\xe4"), piece("▁red"), 2, *byte_ids("é".encode()), *byte_ids(b"\xf0\x9f")]

@@ -155,7 +155,7 @@ class Preprocessor:
         fewest = sum(self.tokenizer.fewest_tokens(message.text) for message in conversation.messages)
         if fewest >= limit:
             raise invalid(
-                f"the messages' text has more than {fewest} tokens, the engine's context is {limit}: shorten it", "messages"
+                f"the messages' text has at least {fewest} tokens, the engine's context is {limit}: shorten it", "messages"
             )
 
     def _prompt(self, conversation: Conversation, media: list[PreparedMedium]) -> Prompt:
