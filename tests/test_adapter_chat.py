@@ -136,7 +136,7 @@ def test_stop_string_across_tokens_is_not_leaked_and_ends_the_work(fake: FakeTri
     chunks = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "HelloEN red"
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert fake.cancelled.wait(1)
+    assert fake.cancelled.wait(5), "a stream that its stop does not end"
 
 
 def test_finish_reason_is_length_at_the_limit(fake: FakeTriton, sdk: openai.OpenAI) -> None:
@@ -187,6 +187,16 @@ def test_log_probs_are_each_tokens_own(fake: FakeTriton, sdk: openai.OpenAI, str
     assert [(entry.token, entry.logprob) for entry in entries] == [("红", -0.5), ("E", -1.0), (".", -2.0)]
     assert entries[0].bytes == list("红".encode())
     assert fake.requests[0]["return_log_probs"]
+
+
+def test_log_probs_of_byte_pieces_tell_the_byte(fake: FakeTriton, sdk: openai.OpenAI) -> None:
+    ids = byte_ids("é".encode())
+    fake.script = [Step(ids, log_probs=[-0.5] * len(ids))]
+    answer = sdk.chat.completions.create(model=MODEL, messages=QUESTION, logprobs=True).choices[0]
+    assert answer.logprobs and answer.logprobs.content
+    assert (
+        bytes(byte for entry in answer.logprobs.content for byte in entry.bytes or []).decode() == answer.message.content == "é"
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

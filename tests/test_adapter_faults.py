@@ -137,6 +137,18 @@ def test_client_that_leaves_ends_the_work_of_every_model(
         assert eventually(lambda: len(fake.stops) == 6)
 
 
+def test_stream_that_its_stop_ends_is_not_cancelled(fake: FakeTriton, tmp_path: Path) -> None:
+    """Under many cancelled calls Triton 2.51 ends by signal 11."""
+    stopped = threading.Event()
+    fake.script = [Step([piece("Hello")]), Step(error="[CANCELLED] the request was stopped", gate=stopped)]
+    with running(fake, tmp_path) as url:
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=QUESTION | {"stream": True}) as response:
+            next(response.iter_lines())
+        assert eventually(lambda: bool(fake.stops))
+        stopped.set()
+    assert not fake.cancelled.is_set()
+
+
 def test_answer_that_ends_by_itself_needs_no_stop(fake: FakeTriton, tmp_path: Path) -> None:
     fake.script = [Step([piece("Hello")])]
     with running(fake, tmp_path) as url:
@@ -160,6 +172,15 @@ def test_answer_that_ends_by_itself_needs_no_stop(fake: FakeTriton, tmp_path: Pa
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
+        # what would change the answer of another server, and would be lost here without a word
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"modalities": ["text", "audio"], "audio": {"voice": "alloy"}}, "audio"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logprobs": True, "top_logprobs": 5}, "top_logprobs"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"mm_processor_kwargs": {"num_frames": 16}}, "mm_processor_kwargs"),
+        ({"ignore_eos": True}, "ignore_eos"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
     ],
 )
@@ -168,6 +189,15 @@ def test_invalid_field_is_400_and_named(fake: FakeTriton, url: str, change: dict
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert fake.requests == []
+
+
+def test_what_asks_for_nothing_or_is_unknown_is_no_fault(fake: FakeTriton, url: str) -> None:
+    """Clients send many fields with their defaults."""
+    fake.script = [Step([piece("Hello")])]
+    defaults = {"n": 1, "best_of": 1, "tools": [], "tool_choice": "auto", "logit_bias": {}, "top_logprobs": 0, "audio": None}
+    defaults |= {"min_p": 0.0, "ignore_eos": False, "echo": False, "stop_token_ids": [], "modalities": ["text"]}
+    response = post(url, QUESTION | defaults | {"user": "u", "store": True, "metadata": {"a": "b"}, "whatever": [1]})
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]", b"null", b"[" * 5000, b'"' + b"x" * 100])
@@ -192,8 +222,10 @@ def test_body_too_large_is_413(url: str, declared: bool) -> None:
 
 
 def test_unknown_model_is_404(url: str) -> None:
-    response = httpx2.post(f"{url}/v1/chat/completions", content=json.dumps(QUESTION | {"model": "gpt\ud800"}), headers=JSON)
-    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    for model in ("gpt\ud800", "x" * 5000):
+        response = httpx2.post(f"{url}/v1/chat/completions", content=json.dumps(QUESTION | {"model": model}), headers=JSON)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+        assert len(response.content) < 1000
 
 
 def test_unknown_path_and_method_have_an_openai_body(url: str) -> None:

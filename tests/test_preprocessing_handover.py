@@ -66,9 +66,9 @@ def prepare(decoder: FrameDecoder, vit: Vit) -> Any:
         tokenizer, limits, MediaPolicy((V0.parent,)), FrameStore(decoder, 1 << 30, meter), 128, vit, meter
     )
 
-    def ask(*paths: Path, frames: int = 8, output_len: int = 8) -> Preprocessed:
+    def ask(*paths: Path, frames: int = 8, output_len: int = 8, question: str = "?") -> Preprocessed:
         parts = [{"type": "video_url", "video_url": {"url": path.as_uri(), "num_frames": frames}} for path in paths]
-        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         return preprocessor(json.dumps(messages).encode(), output_len, None, Budget(), "request")
 
     return ask
@@ -125,3 +125,9 @@ def test_nothing_is_given_for_a_request_that_is_refused(prepare: Any, vit: Vit) 
         prepare(V0, output_len=4095)
     prepare()
     assert vit.tickets == []
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded_or_a_file_is_opened(prepare: Any) -> None:
+    with pytest.raises(ServingError, match="the engine's context is 4096: shorten it") as caught:
+        prepare(Path("/nowhere.mp4"), question="x y " * 1_000_000)
+    assert caught.value.param == "messages"

@@ -49,6 +49,7 @@ def tokenizers(which: str, request: pytest.FixtureRequest) -> Tokenizers:
 def assert_equals_sentencepiece(made: Tokenizers, text: str) -> None:
     ids = made.sentencepiece.encode(text)
     assert made.chat.encode_text(text) == ids
+    assert made.chat.fewest_tokens(text) <= len(ids)
     assert made.exported.decode(ids) == made.sentencepiece.decode(ids)
 
 

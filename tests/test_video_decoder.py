@@ -179,6 +179,8 @@ def test_a_file_of_the_other_kind_is_told_where_it_belongs(decoder: FrameDecoder
     Image.fromarray(scene(1, 0.0, 64, 48)).save(picture, "PNG")
     assert "image_url" in refusal(decoder, picture.getvalue()).message
     assert "video_url" in refusal(decoder, V0, "image").message
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # a telephone's photograph is no video
+    assert "no image of a known format" in refusal(decoder, heic, "image").message
     assert "cut off" in refusal(decoder, picture.getvalue()[:200], "image").message
 
 

@@ -33,11 +33,15 @@ class TokenDecoder:
         """Whether the token has no text, as ``<|im_end|>`` and ``</s>``."""
         return token_id in self._special
 
+    def byte_of(self, token_id: int) -> int | None:
+        """The one byte of a byte piece, None for every other token."""
+        return self._byte_of.get(token_id)
+
     def push(self, token_id: int) -> str:
         """The text that this token completes, "" while a character is not complete."""
         if token_id in self._special:
             return ""
-        if (byte := self._byte_of.get(token_id)) is not None:
+        if (byte := self.byte_of(token_id)) is not None:
             text = self._release_held()
             self._bytes += bytes([byte])
             return text + self._take_characters(final=False)

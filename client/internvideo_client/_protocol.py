@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 #: Largest request body by default; a video in a ``data:`` URL takes 4/3 of its size.
 MAX_BODY_BYTES = 256 * 1024 * 1024
@@ -18,6 +27,15 @@ StopStrings = Annotated[
     Field(max_length=16),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
 ]
+
+
+def _asks_for_nothing(value: Any) -> Any:
+    if value:
+        raise ValueError("not supported by this server: leave it out")
+    return value
+
+
+NotSupported = Annotated[Any, AfterValidator(_asks_for_nothing)]
 
 
 class StreamOptions(BaseModel):
@@ -48,12 +66,33 @@ class ChatCompletionRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    # Known to OpenAI and not to this server: only values that ask for nothing are accepted.
+    # Known to OpenAI or to vLLM and SGLang, and not to this server: only values that ask for nothing are accepted.
     n: Literal[1] | None = None
-    top_logprobs: Literal[0] | None = None
-    tools: list[Any] | None = Field(None, max_length=0)
-    functions: list[Any] | None = Field(None, max_length=0)
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    best_of: Literal[1] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    tools: NotSupported = None
+    functions: NotSupported = None
+    audio: NotSupported = None
+    logit_bias: NotSupported = None
+    top_logprobs: NotSupported = None
+    prompt_logprobs: NotSupported = None
+    min_p: NotSupported = None
+    bad_words: NotSupported = None
+    stop_token_ids: NotSupported = None
+    include_stop_str_in_output: NotSupported = None
+    ignore_eos: NotSupported = None
+    use_beam_search: NotSupported = None
+    echo: NotSupported = None
+    continue_final_message: NotSupported = None
+    structured_outputs: NotSupported = None
+    guided_json: NotSupported = None
+    guided_regex: NotSupported = None
+    guided_choice: NotSupported = None
+    guided_grammar: NotSupported = None
+    regex: NotSupported = None
+    ebnf: NotSupported = None
+    mm_processor_kwargs: NotSupported = Field(None, description="of a video: num_frames or fps inside video_url")
+    media_io_kwargs: NotSupported = Field(None, description="likewise")
     response_format: dict[str, Any] | None = None
 
     @field_validator("response_format")

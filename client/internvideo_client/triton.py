@@ -1,7 +1,8 @@
 """Async client of the ensemble: one gRPC stream for each request, token ids as they come, and an end that ends the work.
 
-Triton does not pass a cancelled call on to a running step of an ensemble. So giving up a request means two things here:
-its call is cancelled, and a ``stop`` with its id goes to every model of the chain.
+Triton does not pass a cancelled call on to a running step of an ensemble. So giving up a request means that a ``stop`` with its
+id goes to every model of the chain, which ends the stream too. The call itself is cancelled only where that does not help: under
+many cancelled calls Triton 2.51 ended by signal 11.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -22,15 +23,18 @@ from tritonclient.utils import np_to_triton_dtype
 
 from ._errors import ApiError, bad_request, from_code, from_triton, reason_of
 
+Result = TypeVar("Result")
+
 ENSEMBLE = "internvideo2_5"
 CHAIN = ("preprocessing", "vit", "tensorrt_llm")
 
 _OUTPUTS = ("output_ids", "sequence_length", "num_input_tokens")
 
 _STOP_TIMEOUT_S = 5.0
-_FIGURES_TIMEOUT_S = 0.2  # the first token waits for them
+_FIGURES_WAIT_S = 0.2  # the first token waits for them
 _PROBE_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 1.0
+_STOPPED_TIMEOUT_S = 1.0  # from the stops to the end of the stream
 # A step that Triton was just handing over when the first stop came did not know the id yet.
 _SECOND_STOP_AFTER_S = 0.2
 
@@ -126,7 +130,7 @@ class TritonChatClient:
         self._request_timeout_s = request_timeout_s
         self._first_token_timeout_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
         self._inactivity_timeout_s = inactivity_timeout_s
-        self._stops: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> TritonChatClient:
         return self
@@ -136,8 +140,8 @@ class TritonChatClient:
 
     async def close(self) -> None:
         """Close the connection, after the stops that are on their way."""
-        if self._stops:
-            await asyncio.wait(self._stops, timeout=_STOP_TIMEOUT_S)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_STOP_TIMEOUT_S)
         await self._channel.close()
 
     def generate(
@@ -198,27 +202,29 @@ class TritonChatClient:
 
         A model that does not answer at once is left out.
         """
-        models = ("preprocessing", "vit")
-        answers = await asyncio.gather(*(self._figures_of(model, request_id) for model in models), return_exceptions=True)
+        tasks = {model: self._in_background(self._figures_of(model, request_id)) for model in ("preprocessing", "vit")}
+        await asyncio.wait(tasks.values(), timeout=_FIGURES_WAIT_S)
         known = {}
-        for model, answer in zip(models, answers, strict=True):
-            if isinstance(answer, BaseException):
-                _log.info("request %s: %s does not tell its timings: %s", request_id, model, reason_of(answer))
+        for model, task in tasks.items():
+            if task.done() and (error := task.exception()) is None:
+                known[model] = task.result()
             else:
-                known[model] = answer
+                reason = reason_of(error) if task.done() and error else "no answer yet"
+                _log.info("request %s: %s does not tell its timings: %s", request_id, model, reason)
         return known
 
     async def _figures_of(self, model: str, request_id: str) -> dict[str, float]:
         request = _request(model, request_id, {"timings": np.array([[True]])})
         request.outputs.add(name="timings")
-        response = await self._stub.ModelInfer(request, timeout=_FIGURES_TIMEOUT_S)
+        response = await self._stub.ModelInfer(request, timeout=_STOP_TIMEOUT_S)
         figures: dict[str, float] = json.loads(_flat(InferResult(response), "timings")[0])
         return figures
 
-    def _stop_in_background(self, request_id: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._stop_twice(request_id))
-        self._stops.add(task)
-        task.add_done_callback(self._stops.discard)
+    def _in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     async def _stop_twice(self, request_id: str) -> None:
         for pause in (0.0, _SECOND_STOP_AFTER_S):
@@ -267,6 +273,7 @@ class Generation:
         self._first_timeout_s = first_timeout_s
         self._inactivity_timeout_s = inactivity_timeout_s
         self._call: Any = None
+        self._reading: asyncio.Future[Any] | None = None
         self._ended = False
         self._log_probs_seen = 0
         self.request_id: str = request.id
@@ -278,27 +285,34 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if self._ended and not self._call.done():
-                await self._read_to_the_end()
-            elif not self._ended:
-                self._client._stop_in_background(self.request_id)
-        finally:
-            self._call.cancel()
+        if not self._ended:
+            self._client._in_background(self._end_early())
+        elif not self._call.done():
+            # A cancel between the final response and the end of the stream makes Triton 2.51 keep the request for ever: it then
+            # waits for it when it is told to end.
+            await self._read_to_the_end(_END_TIMEOUT_S)
 
     async def figures(self) -> dict[str, dict[str, float]]:
         """See :meth:`TritonChatClient.figures`; complete once the first response has come."""
         return await self._client.figures(self.request_id)
 
-    async def _read_to_the_end(self) -> None:
-        # A cancel between the final response and the end of the stream makes Triton 2.51 keep the request for ever: it then
-        # waits for it when it is told to end.
+    async def _end_early(self) -> None:
+        stops = self._client._in_background(self._client._stop_twice(self.request_id))
+        await self._read_to_the_end(_STOPPED_TIMEOUT_S)
+        await stops
+
+    async def _read_to_the_end(self, timeout_s: float) -> None:
+        """Let the stream end by itself; cancel it if it does not."""
         try:
-            async with asyncio.timeout(_END_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
+                if self._reading is not None:
+                    await self._reading
                 async for _ in self._call:
                     pass
-        except (TimeoutError, grpc.RpcError) as error:
+        except (TimeoutError, StopAsyncIteration, grpc.RpcError) as error:
             _log.info("the stream of request %s did not end by itself: %s", self.request_id, reason_of(error))
+        finally:
+            self._call.cancel()
 
     async def __aiter__(self) -> AsyncIterator[TokenBatch]:
         timeout_s = self._first_timeout_s
@@ -308,7 +322,9 @@ class Generation:
         while not self._ended:
             try:
                 async with asyncio.timeout(min(timeout_s, deadline - clock())):
-                    response = await anext(responses)
+                    # In a task of its own: a read that is cancelled cancels the call.
+                    self._reading = asyncio.ensure_future(anext(responses))
+                    response = await asyncio.shield(self._reading)
             except TimeoutError as silence:
                 if clock() >= deadline:
                     message = f"the request took longer than the {self._request_timeout_s:g} s that one may take"

@@ -95,6 +95,7 @@ class Preprocessor:
             ServingError: With the field at fault.
         """
         conversation = parse_messages(messages)
+        self._check_text(conversation)
         if output_len == 0 or output_len < -1:
             raise invalid(f"the number of tokens to generate must be 1 or more, got {output_len}", "max_tokens")
         least = 0
@@ -159,6 +160,15 @@ class Preprocessor:
         if video_bytes is None:
             raise invalid(f"the message refers to {ATTACHMENT_URL}, but the request has no video_bytes", url)
         return Media.from_chunks([video_bytes.data], self.policy, url)
+
+    def _check_text(self, conversation: Conversation) -> None:
+        """Refuse what cannot fit before it is encoded, which takes seconds for megabytes."""
+        limit = self.limits.max_seq_len
+        fewest = sum(self.tokenizer.fewest_tokens(message.text) for message in conversation.messages)
+        if fewest >= limit:
+            raise invalid(
+                f"the messages' text has at least {fewest} tokens, the engine's context is {limit}: shorten it", "messages"
+            )
 
     def _prompt(self, conversation: Conversation, media: list[PreparedMedium]) -> Prompt:
         counts, hashes = [m.frame_count for m in media], [extra_id(m.key) for m in media]

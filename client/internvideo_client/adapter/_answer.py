@@ -93,7 +93,8 @@ class Answer:
 
     def _log_prob(self, token_id: int, log_prob: float) -> TokenLogprob:
         token = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        return TokenLogprob(token=token, logprob=log_prob, bytes=list(token.encode()))
+        byte = self._decoder.byte_of(token_id)  # `token` is U+FFFD then: only bytes tell what the tokens make together
+        return TokenLogprob(token=token, logprob=log_prob, bytes=list(token.encode()) if byte is None else [byte])
 
     @property
     def finish_reason(self) -> FinishReason:

@@ -27,6 +27,7 @@ from ._settings import AdapterSettings
 from ._timings import server_timing
 
 _READINESS_VALID_S = 2.0
+_SHOWN = 100  # characters of a client's own value that a message quotes
 
 _HTTP_CODES = {404: "unknown_path", 405: "method_not_allowed", 413: "request_too_large", 400: "invalid_argument"}
 
@@ -117,7 +118,8 @@ def _sampling(body: ChatCompletionRequest) -> Sampling:
 def _check_model(state: _State, model: str) -> None:
     known = state.settings.model_id
     if model != known:
-        raise ApiError(404, f"there is no model {model!r} here, only {known!r}", "model", "model_not_found")
+        shown = model if len(model) <= _SHOWN else f"{model[:_SHOWN]}..."
+        raise ApiError(404, f"there is no model {shown!r} here, only {known!r}", "model", "model_not_found")
 
 
 async def _models(request: Request) -> dict[str, Any]:

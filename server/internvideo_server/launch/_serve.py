@@ -223,6 +223,8 @@ def _output_directory(options: ServeOptions, run: Run) -> Path:
     if options.run_directory is None:
         return run.directory
     directory = options.run_directory.resolve()
+    if not str(directory).isascii():
+        raise LaunchError(f"--run-directory {directory}: Triton finds no Python model below a path that is not plain ASCII")
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise LaunchError(f"--run-directory {directory} is not empty")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from internvideo_server.errors import ErrorCode, ServingError, invalid
 from internvideo_server.media._media import Media, check_size
@@ -47,13 +47,14 @@ def open_file_url(url: str, policy: MediaPolicy, param: str | None) -> Media:
 def _path_of(url: str, param: str | None) -> str:
     try:
         parts = urlsplit(url)
+        # UTF-8, whatever this process takes for its file names: in Triton's stub that is ASCII.
+        path = os.fsdecode(unquote_to_bytes(parts.path))
     except ValueError:
         raise invalid("the file URL is malformed", param) from None
     if parts.netloc not in ("", "localhost"):
         raise invalid(f"a file URL names a path of the server: file:///path, without the host {parts.netloc!r}", param)
     if parts.query or parts.fragment:
         raise invalid("a file URL has no '?' or '#'; write them as %3F and %23 if they are part of the file name", param)
-    path = unquote(parts.path, errors="surrogateescape")
     if not path.startswith("/") or "\0" in path:
         raise invalid("a file URL must name an absolute path: file:///folder/video.mp4", param)
     return path

@@ -10,7 +10,7 @@ from internvideo_server.video._reader import Reader
 from internvideo_server.video._request import IMAGE_FRAMES, DecodedMedia, DecodeLimits
 from internvideo_server.video._resize import Resizers, Write, resize
 from internvideo_server.video._sampling import Sampling
-from internvideo_server.video._sniff import image_format, video_container
+from internvideo_server.video._sniff import image_format, is_still, video_container
 
 Image.MAX_IMAGE_PIXELS = None  # DecodeLimits.max_image_pixels instead
 
@@ -84,6 +84,6 @@ def _not_a(kind: str, head: bytes) -> ServingError:
         if image_format(head):
             return invalid(f"the file is a {image_format(head)} image: send it as an image_url part", "url")
         return invalid("the file is no video of a known container (MP4, MOV, MKV, WebM, AVI, FLV, MPEG-TS, GIF)", "url")
-    if video_container(head):
+    if video_container(head) and not is_still(head):
         return invalid("the file is a video: send it as a video_url part", "url")
     return invalid("the file is no image of a known format (JPEG, PNG, WebP, GIF, BMP)", "url")

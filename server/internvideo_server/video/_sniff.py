@@ -10,6 +10,7 @@ from __future__ import annotations
 HEAD_BYTES = 4096  # enough for every signature below
 
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_STILL_BRANDS = (b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1")  # pictures in the container of MP4
 _TS_PACKET, _TS_SYNC = 188, 0x47
 
 
@@ -32,6 +33,11 @@ def video_container(head: bytes) -> str | None:
     if len(head) > 4 * _TS_PACKET and set(head[::_TS_PACKET]) == {_TS_SYNC}:
         return "mpegts"
     return None
+
+
+def is_still(head: bytes) -> bool:
+    """Whether it is an AVIF or HEIC picture: not read here as an image, though it looks like a video's container."""
+    return head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS
 
 
 def image_format(head: bytes) -> str | None:
