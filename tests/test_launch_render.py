@@ -52,7 +52,7 @@ def settings_of(lab: Lab, device: Device, dtype: str, allowed: tuple[Path, ...] 
         ({"allowed_local_media_path": (Path("/no/such/directory"),)}, "/no/such/directory is not a directory"),
         ({"engine": Path("/engine")}, "--engine needs --checkpoint"),
         ({"checkpoint": Path("/no/such/checkpoint")}, "--checkpoint /no/such/checkpoint is not a directory"),
-        ({"decode_workers": 0}, "decode_workers must be at least 1"),
+        ({"decode_workers": 0}, "--decode-workers must be at least 1"),
         ({"cuda_region_count": 0}, "--cuda-region-count must be at least 1"),
         ({"cuda_region_mb": 0}, "--cuda-region-mb must be at least 1"),
     ],
@@ -219,6 +219,12 @@ def test_missing_libpython_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     )
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
     with pytest.raises(LaunchError, match=r"libpython3.11.so.1.0 is missing.*apt install libpython3"):
+        find_tritonserver({"PATH": str(tmp_path)})
+
+
+def test_an_environment_at_a_path_that_the_stub_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "vidéos" / ".venv"))
+    with pytest.raises(LaunchError, match=r"cannot run from .*vidéos.*: the path has characters beyond ASCII"):
         find_tritonserver({"PATH": str(tmp_path)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import mimetypes
 import re
@@ -67,7 +68,11 @@ def stream_answer(url: str, content: list[dict[str, Any]], settings: dict[str, A
     }
     endpoint = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
     try:
-        with httpx2.Client(timeout=_TIMEOUT) as client, client.stream("POST", endpoint, json=body) as response:
+        with (
+            # No proxy of the environment stands between a machine and itself.
+            httpx2.Client(timeout=_TIMEOUT, trust_env=not _is_this_machine(endpoint)) as client,
+            client.stream("POST", endpoint, json=body) as response,
+        ):
             if response.status_code != httpx2.codes.OK:
                 raise _error_of(response.read(), response.status_code)
             for line in response.iter_lines():
@@ -76,6 +81,14 @@ def stream_answer(url: str, content: list[dict[str, Any]], settings: dict[str, A
     except httpx2.TransportError as error:
         message = f"nothing answers at {endpoint} ({error}); is the server running (`internvideo serve`)?"
         raise ApiError(503, message, code="unavailable") from error
+
+
+def _is_this_machine(url: str) -> bool:
+    host = httpx2.URL(url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _part(event: dict[str, Any]) -> Part:

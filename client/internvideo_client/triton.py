@@ -34,7 +34,11 @@ _END_TIMEOUT_S = 1.0
 # A step that Triton was just handing over when the first stop came did not know the id yet.
 _SECOND_STOP_AFTER_S = 0.2
 
-_CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # gRPC would go to its own machine through the environment's proxy, too
+]
 
 _log = logging.getLogger(__name__)
 

@@ -104,8 +104,8 @@ class ServeOptions:
         if self.num_frames > self.max_frames:
             raise LaunchError(f"--num-frames {self.num_frames} is more than --max-frames {self.max_frames}")
         counts = {
-            "decode_workers": self.decode_workers,
-            "max_queue_size": self.max_queue_size,
+            "--decode-workers": self.decode_workers,
+            "--max-queue-size": self.max_queue_size,
             "--cuda-region-count": self.cuda_region_count,
             "--cuda-region-mb": 1 if self.cuda_region_mb is None else self.cuda_region_mb,
         }

@@ -208,10 +208,13 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
 
 def _output_directory(options: ServeOptions, run: Run) -> Path:
     """Where this run's files go: the given directory, which must be new or empty, or the run's own."""
-    if options.run_directory is None:
-        return run.directory
-    directory = options.run_directory.resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
-        raise LaunchError(f"--run-directory {directory} is not empty")
+    given = options.run_directory
+    directory = run.directory if given is None else given.resolve()
+    if not str(directory).isascii():
+        flag = "the temporary directory ($TMPDIR)" if given is None else "--run-directory"
+        raise LaunchError(f"{flag} {directory} has characters beyond ASCII, and Triton's Python models would not be found there")
+    if given is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise LaunchError(f"--run-directory {directory} is not empty")
     return directory

@@ -38,10 +38,6 @@ class Budget:
         """A budget that ends ``seconds`` from now."""
         return cls(time.monotonic() + seconds, cancelled or threading.Event())
 
-    def at_most(self, seconds: float) -> Budget:
-        """The same interest, but ending ``seconds`` from now if that is earlier."""
-        return Budget(min(self.deadline, time.monotonic() + seconds), self.cancelled)
-
     def check(self, doing: str) -> None:
         """Raise if the work must end.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from internvideo_server.errors import ErrorCode, ServingError, invalid
 from internvideo_server.media._media import Media, check_size
@@ -53,7 +53,10 @@ def _path_of(url: str, param: str | None) -> str:
         raise invalid(f"a file URL names a path of the server: file:///path, without the host {parts.netloc!r}", param)
     if parts.query or parts.fragment:
         raise invalid("a file URL has no '?' or '#'; write them as %3F and %23 if they are part of the file name", param)
-    path = unquote(parts.path, errors="surrogateescape")
+    try:
+        path = os.fsdecode(unquote_to_bytes(parts.path))  # UTF-8 whatever Python takes file names for: in Triton's stub for ASCII
+    except UnicodeEncodeError:
+        raise invalid("the file URL is malformed", param) from None
     if not path.startswith("/") or "\0" in path:
         raise invalid("a file URL must name an absolute path: file:///folder/video.mp4", param)
     return path
