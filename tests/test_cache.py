@@ -68,13 +68,16 @@ class Work:
 
     def __init__(self) -> None:
         self.runs = 0
-        self.started, self.finish = threading.Event(), threading.Event()
+        self.started, self.finish, self.ended = threading.Event(), threading.Event(), threading.Event()
 
     def __call__(self, budget: Budget) -> str:
         self.runs += 1
         self.started.set()
-        while not self.finish.wait(0.005):
-            budget.check("working")
+        try:
+            while not self.finish.wait(0.005):
+                budget.check("working")
+        finally:
+            self.ended.set()
         return "done"
 
 
@@ -123,6 +126,7 @@ def test_the_others_get_their_result_when_the_one_that_works_is_cancelled() -> N
     follower, results = in_thread(lambda: flights.run(A, Budget(), work))
     wait_for(lambda: joined(flights, 2))
     gone.set()
+    assert not work.ended.wait(0.1)  # it goes on: the flight's budget is of all who wait
     work.finish.set()
     leader.join(30)
     follower.join(30)

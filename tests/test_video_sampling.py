@@ -117,3 +117,10 @@ def test_a_start_after_the_end_of_the_video_is_refused(start: float) -> None:
     with pytest.raises(ServingError, match="beyond the end") as caught:
         Sampling(start=start).indices(900, 30.0, default_frames=80, max_frames=128)
     assert caught.value.param == "start"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_frames", "count"), [(1000.0, 128, 128), (1000.0, 126, 124), (0.01, 128, 4), (math.inf, 128, 128)]
+)
+def test_a_rate_never_asks_for_more_than_the_most_frames(seconds: float, max_frames: int, count: int) -> None:
+    assert frames_for_rate(seconds, 1.0, max_frames) == count

@@ -20,7 +20,7 @@ from ._artifacts import compiler_environment, find_checkpoint, find_engine, proj
 from ._backends import backend_directory
 from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, adapter_command, endpoint_urls, triton_command
 from ._engine import cuda_pool_bytes, world_size
-from ._errors import LaunchError
+from ._errors import LaunchError, refused_by_the_system
 from ._keeper import shm_prefix
 from ._mpi import mpi_command, mpi_environment
 from ._options import ServeOptions
@@ -140,7 +140,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             "--triton-metrics-port": (options.triton_host, options.triton_metrics_port),
         }
     )
-    with ExitStack() as stack:
+    with refused_by_the_system(), ExitStack() as stack:
         run = stack.enter_context(Run())
         checkpoint = find_checkpoint(options, home)
         engine = find_engine(options, checkpoint, device, run, home, progress)
@@ -214,7 +214,8 @@ def _output_directory(options: ServeOptions, run: Run) -> Path:
         flag = "the temporary directory ($TMPDIR)" if given is None else "--run-directory"
         raise LaunchError(f"{flag} {directory} has characters beyond ASCII, and Triton's Python models would not be found there")
     if given is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise LaunchError(f"--run-directory {directory} is not empty")
+        with refused_by_the_system("--run-directory"):
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise LaunchError(f"--run-directory {directory} is not empty")
     return directory
