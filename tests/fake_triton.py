@@ -50,6 +50,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.reached = threading.Event()  # a request is at the ensemble
         self.not_ready: set[str] = set()
         self.dead: set[str] = set()  # ready as ever, but their process is gone
+        self.lingers_s = 0.0  # from the final response to the end of the stream
         self.figures: dict[str, dict[str, float]] = {}  # what a model tells of the last request
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
@@ -123,6 +124,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 values["output_log_probs"] = np.array(step.log_probs, np.float32).reshape(1, 1, -1)
             yield stream_response(values)
         yield stream_response(final=True)
+        await asyncio.sleep(self.lingers_s)
 
 
 def tensors(request: Any) -> dict[str, Any]:

@@ -137,6 +137,13 @@ def test_client_that_leaves_ends_the_work_of_every_model(
         assert eventually(lambda: len(fake.stops) == 6)
 
 
+def test_stream_is_read_to_its_end_before_it_is_closed(fake: FakeTriton, tmp_path: Path) -> None:
+    fake.script, fake.lingers_s = [Step([piece("Hello")])], 0.1
+    with running(fake, tmp_path) as url:
+        assert post(url, QUESTION).status_code == 200
+    assert not fake.cancelled.is_set()
+
+
 def test_answer_that_ends_by_itself_needs_no_stop(fake: FakeTriton, tmp_path: Path) -> None:
     fake.script = [Step([piece("Hello")])]
     with running(fake, tmp_path) as url:

@@ -47,6 +47,15 @@ def test_the_least_recently_used_makes_room_and_the_bound_holds(capacity: int, s
         assert cache.size == sum(model.values()) <= capacity
 
 
+def test_what_was_asked_for_last_stays() -> None:
+    cache: ByteLru[int] = ByteLru("test", 2, Meter())
+    cache.put(key(1), 1, 1)
+    cache.put(key(2), 2, 1)
+    assert cache.get(key(1)) == 1
+    cache.put(key(3), 3, 1)
+    assert [cache.get(key(number)) for number in (1, 2, 3)] == [1, None, 3]
+
+
 def test_hits_misses_evictions_and_bytes_are_counted() -> None:
     meter = Meter()
     cache: ByteLru[str] = ByteLru("test", 10, meter)

@@ -202,3 +202,13 @@ def test_log_probs_are_those_of_the_tokens_shown_and_not_of_the_end_id() -> None
     assert [(output.output_ids.tolist(), output.final) for output in (first, last)] == [([7], False), ([8], True)]
     assert first.log_probs is not None and first.log_probs.tolist() == [-0.5]
     assert last.log_probs is not None and last.log_probs.tolist() == [-0.5, -1.0]
+
+
+@pytest.mark.parametrize(("exclude", "shown"), [(True, [7, 8]), (False, [1, 2, 3, 4, 5, 7, 8])])
+def test_the_prompt_stands_before_a_whole_answer_unless_it_is_excluded(exclude: bool, shown: list[int]) -> None:
+    ids = np.array([[1, 2, 3, 4, 5]], np.int32)
+    generation = Generation(parse(tensors(input_ids=ids, streaming=False, exclude_input_in_output=exclude)))
+    assert generation.advance([7], finished=False) is None
+    output = generation.advance([7, 8], finished=True)
+    assert output is not None and output.final
+    assert output.output_ids.tolist() == shown

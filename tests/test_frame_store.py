@@ -12,7 +12,7 @@ import pytest
 
 from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.frames import FrameStore, NamedMedia
-from internvideo_server.media import Budget, Media, MediaPolicy, fetch
+from internvideo_server.media import Budget, Identity, Media, MediaPolicy, _digest, fetch
 from internvideo_server.metrics import Meter
 from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, Sampling, extra_id, frames_key
 from tests.video_decoding import V0, V1
@@ -168,6 +168,17 @@ def test_an_old_file_is_not_read_again_to_know_it(decoder: FrameDecoder, monkeyp
         monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(1) or real(*arguments))
         assert frames.name(medium, DecodeRequest(), Budget()).key == first.key
     assert reads == []
+
+
+def test_a_file_that_was_written_just_now_is_read_each_time(decoder: FrameDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, _ = store(decoder)
+    monkeypatch.setattr(Identity, "settled", False)
+    digests: list[bytes] = []
+    monkeypatch.setattr(_digest, "_sha256", lambda *_: digests.append(bytes(32)) or bytes(32))
+    for _ in range(2):
+        with fetch(V0.as_uri(), MediaPolicy((V0.parent,))) as medium:
+            frames.name(medium, DecodeRequest(), Budget())
+    assert len(digests) == 2
 
 
 def test_a_file_that_changes_while_it_is_decoded_is_no_answer(decoder: FrameDecoder, tmp_path: Path) -> None:
