@@ -13,8 +13,8 @@ help: ## Show this list
 setup: $(SETUP) ## Make the virtual environment .venv with everything (about 2.3 GB with a CPU build of torch)
 
 $(SETUP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; choose one with make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo "Python 3.11 or 3.12 is needed (others have no numpy 1.26); choose one with make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "Python's venv module is missing: install python3-venv (Debian, Ubuntu) or python3-libs (Fedora)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

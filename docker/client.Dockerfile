@@ -13,7 +13,7 @@ USER 1000:1000
 WORKDIR /tmp
 EXPOSE 9997
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9997/health/ready', timeout=8)"]
+    CMD ["python3", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:9997/health/ready', timeout=8)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python3", "-m", "internvideo_client.adapter"]
 CMD ["--host", "0.0.0.0", "--triton", "server:8001", "--tokenizer", "/engine/tokenizer.json"]

@@ -28,8 +28,8 @@ COPY model_repository /opt/internvideo/src/model_repository
 COPY server /opt/internvideo/src/server
 COPY client /opt/internvideo/src/client
 COPY examples /opt/internvideo/src/examples
-# Imports fail here rather than at the first start.
-RUN python3 -c 'import internvideo_client.adapter, internvideo_server.launch, internvideo_server.preprocessing, internvideo_server.vision'
+# COPY keeps the modes of a checkout, which a umask of 077 makes private. Imports fail here rather than at the first start.
+RUN chmod -R a+rX /opt/internvideo/src && python3 -c 'import internvideo_client.adapter, internvideo_server.launch, internvideo_server.preprocessing, internvideo_server.vision'
 
 USER 1000:1000
 WORKDIR /tmp
@@ -37,7 +37,7 @@ ENV HOME=/tmp
 EXPOSE 9997 8000 8001 8002
 # The adapter is ready when every model of the chain answers; loading an engine takes minutes.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=15m --retries=4 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9997/health/ready', timeout=8)"]
+    CMD ["python3", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:9997/health/ready', timeout=8)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/internvideo/src/docker/entrypoint.sh"]
 CMD ["serve", "--host", "0.0.0.0", "--device", "cuda", "--checkpoint", "/checkpoint", "--engine", "/engine", \

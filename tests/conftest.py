@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from build_scripts.make_checkpoint import make_checkpoint
@@ -16,6 +17,12 @@ from tests.asking import FREE_PORTS
 from tests.fake_triton import FakeTriton, running
 
 ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("any-load", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("any-load")
+
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]  # the servers of the tests are on this machine
 
 
 @pytest.fixture(scope="session")

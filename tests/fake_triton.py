@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -46,11 +45,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self) -> None:
         self.script: list[Step] = []
         self.requests: list[dict[str, Any]] = []  # of the ensemble: its tensors, and "id"
-        self.stops: list[tuple[str, str, float]] = []  # model, request id, time.monotonic()
+        self.stops: list[tuple[str, str]] = []  # model, request id
         self.cancelled = threading.Event()
         self.reached = threading.Event()  # a request is at the ensemble
         self.not_ready: set[str] = set()
         self.dead: set[str] = set()  # ready as ever, but their process is gone
+        self.lingers_s = 0.0  # from the final response to the end of the stream
         self.figures: dict[str, dict[str, float]] = {}  # what a model tells of the last request
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
@@ -66,7 +66,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(grpc.StatusCode.INTERNAL, f"Stub process '{request.model_name}_0_0' is not healthy.")
         if "timings" in asked:
             return self._figures(request)
-        self.stops.append((request.model_name, request.id, time.monotonic()))
+        self.stops.append((request.model_name, request.id))
         return service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
 
     def _figures(self, request: Any) -> Any:
@@ -96,7 +96,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         assert {"stop", "input_ids", "input_lengths", "request_output_len"} <= set(inputs), "mandatory at NVIDIA's"
         if "tensorrt_llm" in self.dead:
             return stream_response(error="Stub process 'tensorrt_llm_0_0' is not healthy.")
-        self.stops.append(("tensorrt_llm", request.id, time.monotonic()))
+        self.stops.append(("tensorrt_llm", request.id))
         return stream_response(final=True)
 
     async def _answer(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -124,6 +124,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 values["output_log_probs"] = np.array(step.log_probs, np.float32).reshape(1, 1, -1)
             yield stream_response(values)
         yield stream_response(final=True)
+        await asyncio.sleep(self.lingers_s)
 
 
 def tensors(request: Any) -> dict[str, Any]:

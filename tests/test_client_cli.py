@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from internvideo_client.cli import app
-from tests.fake_triton import FakeTriton, Step, piece
+from tests.fake_triton import FakeTriton, Step, piece, running
 
 RUN = CliRunner().invoke
 
@@ -28,6 +28,17 @@ def test_local_file_is_sent_along_with_its_options(fake: FakeTriton, url: str, t
         },
         {"type": "text", "text": "What?"},
     ]
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "grpc_proxy"])
+def test_a_proxy_of_the_environment_does_not_stand_between_a_machine_and_itself(
+    fake: FakeTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    fake.script = [Step([piece("Hello")])]
+    with running(fake, tmp_path) as url:
+        result = RUN(app, ["chat", "file:///a.mp4", "What?", "--url", url])
+    assert (result.exit_code, result.stdout) == (0, "Hello\n")
 
 
 @pytest.mark.parametrize("source", ["https://example.com/a.mp4?x=1", "file:///videos/a.mp4"])

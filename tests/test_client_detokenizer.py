@@ -130,3 +130,8 @@ def test_half_a_stop_string_is_held_back_and_given_at_the_end(chunk: str) -> Non
     matcher = StopMatcher(["END"])
     assert matcher.push(chunk) == "Hello "
     assert matcher.flush() == chunk.removeprefix("Hello ")
+
+
+def test_nothing_of_what_follows_a_stop_string_comes_out() -> None:
+    matcher = StopMatcher(["END"])
+    assert (matcher.push("a END of it"), matcher.stopped, matcher.flush()) == ("a ", True, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,10 @@ def test_any_other_output_is_left_alone(frames: list[Image.Image], colours: str 
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
-def test_the_file_lies_beside_the_video_or_where_writing_is_allowed(frames: list[Image.Image], tmp_path: Path) -> None:
+def test_the_file_lies_beside_the_video_or_where_writing_is_allowed(
+    frames: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = sheet.save(frames, tmp_path / "film.mp4")
     assert path == tmp_path / "film.frames.png"
     with Image.open(path) as picture:

@@ -64,6 +64,13 @@ def test_images_run_as_a_plain_user_and_can_tell_their_health(dockerfile: str) -
     assert users[-1] == "1000:1000"
     health = next(arguments for name, arguments in instructions(dockerfile) if name == "HEALTHCHECK")
     assert "/health/ready" in health
+    assert "ProxyHandler({})" in health  # Docker hands its proxy settings on to containers
+
+
+def test_a_private_checkout_makes_an_image_that_its_user_can_read() -> None:
+    steps = instructions(SERVER)
+    opened = steps.index(next(step for step in steps if step[0] == "RUN" and "chmod -R a+rX /opt/internvideo/src" in step[1]))
+    assert all(i < opened for i, (name, _) in enumerate(steps) if name == "COPY")
 
 
 def test_the_server_image_stands_on_the_pinned_container_and_leaves_its_packages_alone() -> None:

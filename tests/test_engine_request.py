@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvideo_server.engine import GenerationRequest, RefusedRequestError, parse_request
+from internvideo_server.engine._generation import Generation
 from internvideo_server.limits import EngineLimits
 
 LIMITS = EngineLimits(
@@ -190,3 +191,24 @@ def test_any_tensors_are_taken_or_refused(more: dict[str, np.ndarray[Any, Any]])
     else:
         assert 0 < len(request.input_ids) < LIMITS.max_seq_len
         assert 0 < request.max_new_tokens <= LIMITS.max_seq_len - len(request.input_ids)
+
+
+def test_log_probs_are_those_of_the_tokens_shown_and_not_of_the_end_id() -> None:
+    request = parse(tensors(end_id=2, return_log_probs=True, streaming=True))
+    generation = Generation(request)
+    request.sampling.log_probs += [-0.5, -1.0, -2.0]  # the sampler may be ahead
+    first, last = generation.advance([7], finished=False), generation.advance([7, 8, 2], finished=False)
+    assert first is not None and last is not None
+    assert [(output.output_ids.tolist(), output.final) for output in (first, last)] == [([7], False), ([8], True)]
+    assert first.log_probs is not None and first.log_probs.tolist() == [-0.5]
+    assert last.log_probs is not None and last.log_probs.tolist() == [-0.5, -1.0]
+
+
+@pytest.mark.parametrize(("exclude", "shown"), [(True, [7, 8]), (False, [1, 2, 3, 4, 5, 7, 8])])
+def test_the_prompt_stands_before_a_whole_answer_unless_it_is_excluded(exclude: bool, shown: list[int]) -> None:
+    ids = np.array([[1, 2, 3, 4, 5]], np.int32)
+    generation = Generation(parse(tensors(input_ids=ids, streaming=False, exclude_input_in_output=exclude)))
+    assert generation.advance([7], finished=False) is None
+    output = generation.advance([7, 8], finished=True)
+    assert output is not None and output.final
+    assert output.output_ids.tolist() == shown

@@ -5,15 +5,16 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.frames import FrameStore, NamedMedia
-from internvideo_server.media import Budget, Media, MediaPolicy, fetch
+from internvideo_server.media import Budget, Identity, Media, MediaPolicy, _digest, fetch
 from internvideo_server.metrics import Meter
-from internvideo_server.video import DecodeRequest, FrameBuffer, FrameDecoder, Sampling
+from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, Sampling, extra_id, frames_key
 from tests.video_decoding import V0, V1
 
 FRAME = 3 * 448 * 448
@@ -61,6 +62,22 @@ def test_other_content_and_other_sampling_never_hit(decoder: FrameDecoder) -> No
     assert len(keys) == len(options)
     kinds = {frames.name(upload(V0), DecodeRequest(kind), Budget()).key for kind in ("video", "image")}  # type: ignore[arg-type]
     assert len(kinds) == 2
+
+
+def test_frames_have_another_name_where_another_reader_or_limit_makes_others() -> None:
+    def key(sampling: Sampling, **limits: Any) -> bytes:
+        return frames_key(bytes(32), DecodeRequest(sampling=sampling), DecodeLimits(**limits))
+
+    assert len({key(Sampling(fps=fps)) for fps in (1.0, 2.0)}) == 2
+    assert len({key(Sampling(fps=100.0), max_frames=most) for most in (64, 128)}) == 2
+    assert len({key(Sampling(), default_frames=count) for count in (64, 80)}) == 2
+    assert len({key(Sampling(), reader=reader) for reader in ("pyav", "decord", "nvdec")}) == 3
+    assert key(Sampling(), reader="auto") == key(Sampling(), reader="pyav")
+    assert key(Sampling(num_frames=8), max_frames=64) == key(Sampling(num_frames=8), max_frames=128)  # no other frames
+
+
+def test_a_medium_is_never_told_from_text_by_a_zero() -> None:
+    assert (extra_id(bytes(32)), extra_id(b"\x02" + bytes(31))) == (1, 2)
 
 
 def test_what_a_request_leaves_out_is_the_default(decoder: FrameDecoder) -> None:
@@ -151,6 +168,17 @@ def test_an_old_file_is_not_read_again_to_know_it(decoder: FrameDecoder, monkeyp
         monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(1) or real(*arguments))
         assert frames.name(medium, DecodeRequest(), Budget()).key == first.key
     assert reads == []
+
+
+def test_a_file_that_was_written_just_now_is_read_each_time(decoder: FrameDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, _ = store(decoder)
+    monkeypatch.setattr(Identity, "settled", False)
+    digests: list[bytes] = []
+    monkeypatch.setattr(_digest, "_sha256", lambda *_: digests.append(bytes(32)) or bytes(32))
+    for _ in range(2):
+        with fetch(V0.as_uri(), MediaPolicy((V0.parent,))) as medium:
+            frames.name(medium, DecodeRequest(), Budget())
+    assert len(digests) == 2
 
 
 def test_a_file_that_changes_while_it_is_decoded_is_no_answer(decoder: FrameDecoder, tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from internvideo_server.launch import LaunchError, ServeOptions, _artifacts, _keeper, _tritonserver, find_tritonserver
+from internvideo_server.launch import LaunchError, ServeOptions, _artifacts, _keeper, _tritonserver, find_tritonserver, start
 from internvideo_server.launch._backends import backend_directory
 from internvideo_server.launch._options import Device
 from internvideo_server.launch._ports import resolve_ports
-from internvideo_server.launch._processes import Run
+from internvideo_server.launch._processes import Run, tail
 from internvideo_server.launch._progress import Progress
 from internvideo_server.launch._repository import RunSettings, read_config, render_repository, set_parameters
 from internvideo_server.launch._tritonserver import TritonServer, resolve_device
+from tests.asking import FREE_PORTS
 from tests.launch_lab import Lab
 
 
@@ -228,6 +229,12 @@ def test_missing_libpython_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         find_tritonserver({"PATH": str(tmp_path)})
 
 
+def test_an_environment_at_a_path_that_the_stub_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "vidéos" / ".venv"))
+    with pytest.raises(LaunchError, match=r"cannot run from .*vidéos.*: the path has characters beyond ASCII"):
+        find_tritonserver({"PATH": str(tmp_path)})
+
+
 def test_python_without_a_stub_names_those_that_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Version(tuple[int, ...]):
         major, minor = 3, 99
@@ -348,6 +355,30 @@ def test_home_without_models_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         _artifacts.project_home()
 
 
+def test_a_cache_that_cannot_be_written_is_named(lab: Lab, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNVIDEO_CACHE", "/proc/none")
+    with pytest.raises(LaunchError, match=r"the cache cannot be written; \$INTERNVIDEO_CACHE .*/proc/none"):
+        start(ServeOptions(checkpoint=checkpoint, device="cpu", **FREE_PORTS))
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INTERNVIDEO_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(LaunchError, match=r"set \$INTERNVIDEO_CACHE"):
+        _artifacts.cache_directory()
+
+
+def test_the_end_of_a_log_is_shown_with_the_errors_before_it(tmp_path: Path) -> None:
+    log = tmp_path / "tritonserver.log"
+    log.write_text("I1123 fine\nE1123 failed to load 'vit': no weights\n" + 60 * "| table |\n")
+    shown = tail(log).splitlines()
+    assert shown[1:3] == ["Last lines of tritonserver.log:", "E1123 failed to load 'vit': no weights"]
+    assert (len(shown), "I1123 fine" in shown) == (43, False)
+
+
 # ---- ports
 
 
@@ -365,6 +396,12 @@ def test_taken_port_is_refused_by_its_flag() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(LaunchError, match=f"--triton-http-port: cannot listen on 127.0.0.1:{port}"):
             resolve_ports({"--triton-http-port": ("127.0.0.1", port)})
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(LaunchError, match=f"--port must be a port from 0 to 65535, got {port}"):
+        resolve_ports({"--port": ("127.0.0.1", port)})
 
 
 def test_one_port_for_two_things_is_refused() -> None:

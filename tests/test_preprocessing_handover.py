@@ -1,4 +1,4 @@
-"""How frames leave `preprocessing`: given to `vit` where it takes them, else as the request's tensor."""
+"""What `preprocessing` refuses, and how frames leave it: given to `vit` where it takes them, else as the request's tensor."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from internvideo_server.frames import FrameStore
 from internvideo_server.limits import EngineLimits
 from internvideo_server.media import Budget, MediaPolicy
 from internvideo_server.metrics import Meter
-from internvideo_server.preprocessing import Preprocessed, Preprocessor
+from internvideo_server.preprocessing import Preprocessed, Preprocessor, word_list
 from internvideo_server.video import FrameBuffer, FrameDecoder
 from tests.tokenizer_files import small_tokenizers
 from tests.video_decoding import V0, V1
+
+CONTEXT = 4096  # tokens
 
 
 class Vit:
@@ -60,7 +62,7 @@ def vit() -> Vit:
 @pytest.fixture
 def prepare(decoder: FrameDecoder, vit: Vit) -> Any:
     tokenizer = small_tokenizers().chat
-    limits = EngineLimits("float32", tokenizer.vocab_size, 64, 2, 4000, 4096, 4000, 2 * 64 * 16)
+    limits = EngineLimits("float32", tokenizer.vocab_size, 64, 2, 4000, CONTEXT, 4000, 2 * 64 * 16)
     meter = Meter()
     preprocessor = Preprocessor(
         tokenizer, limits, MediaPolicy((V0.parent,)), FrameStore(decoder, 1 << 30, meter), 128, vit, meter
@@ -131,3 +133,38 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded_or_a_file_is_ope
     with pytest.raises(ServingError, match="the engine's context is 4096: shorten it") as caught:
         prepare(Path("/nowhere.mp4"), question="x y " * 1_000_000)
     assert caught.value.param == "messages"
+
+
+def test_as_many_frames_as_the_engine_takes_and_not_one_group_more(prepare: Any) -> None:
+    assert prepare(V0, V1, frames=32).prompt.rows == 64 * 16
+    with pytest.raises(ServingError, match="72 frames together, the engine takes 64") as caught:
+        prepare(V0, V1, frames=36)
+    assert caught.value.param == "messages.0.content.1.video_url.num_frames"
+
+
+def test_prompt_and_answer_fill_the_context_and_not_one_token_more(prepare: Any) -> None:
+    left = CONTEXT - len(prepare().prompt.input_ids)
+    assert prepare(output_len=left).max_new_tokens == prepare(output_len=-1).max_new_tokens == left
+    with pytest.raises(ServingError, match=f"ask for at most {left}$") as caught:
+        prepare(output_len=left + 1)
+    assert caught.value.param == "max_tokens"
+
+
+def test_a_prompt_leaves_room_for_one_token(prepare: Any) -> None:
+    one, two = (len(prepare(question=text).prompt.input_ids) for text in ("\n", "\n\n"))
+    assert two == one + 1
+    longest = CONTEXT - 1 - (one - 1)
+    assert prepare(output_len=-1, question=longest * "\n").max_new_tokens == 1
+    with pytest.raises(ServingError, match=f"the prompt has {CONTEXT} tokens .* the engine's context is {CONTEXT}") as caught:
+        prepare(output_len=-1, question=(longest + 1) * "\n")
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("output_len", [0, -2])
+def test_no_tokens_to_generate_is_refused(prepare: Any, output_len: int) -> None:
+    with pytest.raises(ServingError, match=f"must be 1 or more, got {output_len}"):
+        prepare(output_len=output_len)
+
+
+def test_words_are_written_as_the_engine_reads_them() -> None:
+    assert word_list([[5], [6, 7], [8]]).tolist() == [[5, 6, 7, 8], [1, 3, 4, -1]]

@@ -131,3 +131,10 @@ def test_options_in_seconds_are_refused_for_a_video_without_a_rate(option: str) 
         Sampling(**{option: 1.0}).indices(2, 0.0, default_frames=8, max_frames=128)
     assert caught.value.param == option
     assert Sampling(start=0.0).indices(2, 0.0, default_frames=4, max_frames=128) == sample_indices(2, 0.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_frames", "count"), [(1000.0, 128, 128), (1000.0, 126, 124), (0.01, 128, 4), (math.inf, 128, 128)]
+)
+def test_a_rate_never_asks_for_more_than_the_most_frames(seconds: float, max_frames: int, count: int) -> None:
+    assert frames_for_rate(seconds, 1.0, max_frames) == count

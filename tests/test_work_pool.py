@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -37,15 +38,15 @@ class Sender:
 
 
 class Request:
-    def __init__(self, request_id: str, *, stop: bool = False, timings: bool = False) -> None:
-        self.sender, self._id = Sender(), request_id
-        self.inputs = {"stop": stop, "timings": timings}
+    def __init__(self, request_id: str, *, stop: bool = False, timings: bool = False, timeout_us: int = 0, **inputs: Any) -> None:
+        self.sender, self._id, self._timeout_us = Sender(), request_id, timeout_us
+        self.inputs = {"stop": stop, "timings": timings, **inputs}
 
     def request_id(self) -> str:
         return self._id
 
     def timeout(self) -> int:
-        return 0
+        return self._timeout_us
 
     def get_response_sender(self) -> Sender:
         return self.sender
@@ -289,6 +290,33 @@ def test_close_ends_what_is_at_work_and_what_waits(pool: Callable[..., Any]) -> 
         "[CANCELLED] the request was cancelled while waiting for lab",
     ]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lab-")]
+
+
+@pytest.mark.parametrize(
+    ("timeout_us", "deadline_in", "timeout_s", "ends_in"),
+    [
+        (0, None, 7.0, 7.0),
+        (3_000_000, None, 7.0, 3.0),
+        (9_000_000, None, 7.0, 7.0),
+        (3_000_000, 2.0, 7.0, 2.0),
+        (0, 8.0, 7.0, 7.0),
+    ],
+)
+def test_a_request_ends_by_the_earliest_of_its_deadlines(
+    work: ModuleType, timeout_us: int, deadline_in: float | None, timeout_s: float, ends_in: float
+) -> None:
+    now = time.monotonic()
+    given = {} if deadline_in is None else {"deadline": now + deadline_in}
+    job = work.Job(Request("a", timeout_us=timeout_us, **given), timeout_s)
+    assert job.deadline == pytest.approx((now if ends_in == deadline_in else job.arrived) + ends_in)
+
+
+def test_a_stop_is_told_by_its_id(work: ModuleType) -> None:
+    stopped: list[str] = []
+    lab = work.WorkerPool("lab", Handler(), workers=1, max_queue_size=0, on_stop=stopped.append)
+    lab.execute([Request("a", stop=True)])
+    lab.close()
+    assert stopped == ["a"]
 
 
 def test_a_finished_request_can_be_asked_what_it_has_cost(work: ModuleType, pool: Callable[..., Any]) -> None:

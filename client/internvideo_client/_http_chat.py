@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import mimetypes
 import re
@@ -58,7 +59,7 @@ def stream_answer(url: str, content: list[dict[str, Any]], settings: dict[str, A
     endpoint, body = _request(url, [{"role": "user", "content": content}], settings)
     try:
         with (
-            httpx2.Client(timeout=_TIMEOUT) as client,
+            httpx2.Client(timeout=_TIMEOUT, trust_env=not _is_this_machine(endpoint)) as client,
             client.stream("POST", endpoint, content=body.pieces(), headers=body.headers) as response,
         ):
             if response.status_code != httpx2.codes.OK:
@@ -88,7 +89,7 @@ async def stream_conversation(url: str, messages: list[dict[str, Any]], settings
         )
     try:
         async with (
-            httpx2.AsyncClient(timeout=_TIMEOUT) as client,
+            httpx2.AsyncClient(timeout=_TIMEOUT, trust_env=not _is_this_machine(endpoint)) as client,
             client.stream("POST", endpoint, content=body.pieces_async(), headers=body.headers) as response,
         ):
             if response.status_code != httpx2.codes.OK:
@@ -109,6 +110,15 @@ def _request(url: str, messages: list[dict[str, Any]], settings: dict[str, Any])
         **settings,
     }
     return f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions", JsonBody(document)
+
+
+def _is_this_machine(url: str) -> bool:
+    """Between a machine and itself no proxy of the environment stands."""
+    host = httpx2.URL(url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _part(line: str) -> Part | None:

@@ -40,7 +40,7 @@ def serve(
         list[Path] | None, typer.Option(help="folder that file:// URLs may point into (repeatable)")
     ] = None,
     host: Annotated[str, typer.Option(help="address of the OpenAI API")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the OpenAI API (0: a free one, for every port)")] = 9997,
+    port: Annotated[int, typer.Option(help="port of the OpenAI API; 0 is a free one, here and below")] = 9997,
     ui_port: Annotated[int | None, typer.Option(help="serve the web page too, on 127.0.0.1; none: no page")] = None,
     triton_host: Annotated[str, typer.Option(help="address of Triton; its ports know no authentication")] = "127.0.0.1",
     triton_http_port: Annotated[int, typer.Option(help="Triton's HTTP port")] = 8000,

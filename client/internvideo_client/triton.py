@@ -40,7 +40,11 @@ _SECOND_STOP_AFTER_S = 0.2
 
 _GREEDY_BELOW = 1e-5  # scores divided by much less are infinite in float32, and the answer is noise
 
-_CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # gRPC would go to its own machine through the environment's proxy, too
+]
 
 _log = logging.getLogger(__name__)
 

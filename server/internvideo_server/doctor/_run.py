@@ -78,7 +78,7 @@ def _checks(options: DoctorOptions, environ: Mapping[str, str]) -> Iterator[Chec
 
     engine, checkpoint, limits, ranks, built = options.engine, None, None, 1, False
     if options.checkpoint is None:
-        yield skipped("checkpoint", "none given: the small demo model would be served")
+        yield skipped("checkpoint", "none given: the small demo model of the project would be served")
     else:
         found, checkpoint = check_checkpoint(options.checkpoint)
         yield from found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint, CheckpointError
 from ..limits import TOKENS_PER_FRAME, EngineLimits, LimitsError
-from ._errors import LaunchError
+from ._errors import LaunchError, refused_by_the_system
 from ._options import Device, ServeOptions
 from ._processes import ProgramSpec, Run
 from ._progress import Progress
@@ -32,9 +32,16 @@ def project_home() -> Path:
 
 
 def cache_directory() -> Path:
-    """``$INTERNVIDEO_CACHE``, or ``~/.cache/internvideo``."""
+    """``$INTERNVIDEO_CACHE``, or ``~/.cache/internvideo``.
+
+    Raises:
+        LaunchError: The user has no home.
+    """
     given = os.environ.get("INTERNVIDEO_CACHE")
-    return Path(given).resolve() if given else Path.home() / ".cache" / "internvideo"
+    try:
+        return Path(given).resolve() if given else Path.home() / ".cache" / "internvideo"
+    except RuntimeError:
+        raise LaunchError("this user has no home directory for the cache: set $INTERNVIDEO_CACHE to a folder") from None
 
 
 def compiler_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -62,7 +69,8 @@ def find_engine(options: ServeOptions, checkpoint: Path, device: Device, run: Ru
     if not target.is_dir():
         progress.report("exporting the language model (once per checkpoint)")
         flags = ["--dtype", dtype, "--max-frames", str(options.max_frames)]
-        _build(run, home, target, ["export_llm", str(checkpoint), *flags], progress, verbose=options.verbose)
+        with refused_by_the_system("the cache cannot be written; $INTERNVIDEO_CACHE names another folder"):
+            _build(run, home, target, ["export_llm", str(checkpoint), *flags], progress, verbose=options.verbose)
     return target
 
 

@@ -19,10 +19,12 @@ def resolve_ports(wanted: dict[str, tuple[str, int]]) -> dict[str, int]:
         Flag -> port; all different.
 
     Raises:
-        LaunchError: A given port is taken, the host is not this machine's, or no port is free.
+        LaunchError: A given port is none or is taken, the host is not this machine's, or no port is free.
     """
     resolved: dict[str, int] = {}
     for flag, (host, port) in wanted.items():
+        if not 0 <= port < 65536:  # a resolver would take the lowest 16 bits
+            raise LaunchError(f"{flag} must be a port from 0 to 65535, got {port}")
         if port and port in resolved.values():
             raise LaunchError(f"{flag} {port} is used for two things")
         if port and (error := _refusal(host, port)):

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -184,11 +185,15 @@ class Keeper:
 
 
 def tail(log: Path | None, lines: int = 40) -> str:
-    """The last lines of a log for an error message, "" where there is none."""
+    """The last lines of a log for an error message, and tritonserver's errors before them; "" where there is none."""
     if log is None or not log.exists():
         return ""
-    last = log.read_text(errors="replace").splitlines()[-lines:]
-    return "\n".join([f"\nLast lines of {log.name}:", *last])
+    whole = log.read_text(errors="replace").splitlines()
+    errors = [line for line in whole[:-lines] if _ERROR_LINE.match(line)][-10:]
+    return "\n".join([f"\nLast lines of {log.name}:", *errors, *whole[-lines:]])
+
+
+_ERROR_LINE = re.compile(r"E\d{4} |terminate called|  what\(\):")
 
 
 _NAME = f"internvideo-{os.getuid()}-"

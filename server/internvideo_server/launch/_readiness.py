@@ -61,7 +61,10 @@ def _log_for_error(log: Path) -> str:
     """The end of a log; the whole of it is kept in the cache, since the run's directory goes."""
     if not log.exists():
         return ""
-    kept = cache_directory() / "logs" / f"last-failure-{log.name}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(log, kept)
+    try:
+        kept = cache_directory() / "logs" / f"last-failure-{log.name}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log, kept)
+    except (OSError, LaunchError):  # nowhere to keep it
+        return tail(log)
     return f"{tail(log)}\n(the whole log: {kept})"

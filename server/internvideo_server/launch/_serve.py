@@ -20,7 +20,7 @@ from ._artifacts import compiler_environment, find_checkpoint, find_engine, proj
 from ._backends import backend_directory
 from ._commands import ADAPTER_EXIT_S, TRITON_EXIT_S, UI_HOST, adapter_command, endpoint_urls, triton_command, ui_command
 from ._engine import cuda_pool_bytes, world_size
-from ._errors import LaunchError
+from ._errors import LaunchError, refused_by_the_system
 from ._keeper import shm_prefix
 from ._mpi import mpi_command, mpi_environment
 from ._options import ServeOptions
@@ -114,7 +114,7 @@ def serve(options: ServeOptions) -> int:
         return 0
     except InterruptedStartError:
         return 0
-    except (LaunchError, OSError) as error:  # a cache or a --run-directory that cannot be written, say
+    except LaunchError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     finally:
@@ -144,7 +144,7 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
             **({} if options.ui_port is None else {"--ui-port": (UI_HOST, options.ui_port)}),
         }
     )
-    with ExitStack() as stack:
+    with refused_by_the_system(), ExitStack() as stack:
         run = stack.enter_context(Run())
         checkpoint = find_checkpoint(options, home)
         engine = find_engine(options, checkpoint, device, run, home, progress)
@@ -220,12 +220,14 @@ def _start(options: ServeOptions, progress: Progress) -> RunningServer:
 
 def _output_directory(options: ServeOptions, run: Run) -> Path:
     """Where this run's files go: the given directory, which must be new or empty, or the run's own."""
-    if options.run_directory is None:
-        return run.directory
-    directory = options.run_directory.resolve()
+    given = options.run_directory
+    directory = run.directory if given is None else given.resolve()
     if not str(directory).isascii():
-        raise LaunchError(f"--run-directory {directory}: Triton finds no Python model below a path that is not plain ASCII")
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
-        raise LaunchError(f"--run-directory {directory} is not empty")
+        flag = "the temporary directory ($TMPDIR)" if given is None else "--run-directory"
+        raise LaunchError(f"{flag} {directory} has characters beyond ASCII, and Triton's Python models would not be found there")
+    if given is not None:
+        with refused_by_the_system("--run-directory"):
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise LaunchError(f"--run-directory {directory} is not empty")
     return directory

@@ -91,6 +91,12 @@ def _wheel_server(root: Path) -> TritonServer:
         raise LaunchError(
             f"there is no python3 beside {sys.executable}, and Triton's models take the first on PATH: use a virtual environment"
         )
+    for place in (Path(sys.prefix), Path(__file__).parent):
+        if not str(place).isascii():
+            raise LaunchError(
+                f"Triton's Python models cannot run from {place}: the path has characters beyond ASCII. Move the project to "
+                "another folder and make its virtual environment there"
+            )
     _check_numpy()
     libraries = root.parent.parent / "nvidia_pytriton.libs"
     return TritonServer(root / "bin" / "tritonserver", root / "backends", stub, (libraries, _libpython_directory()))
