@@ -8,9 +8,6 @@ of steps, done in one or several stretches: called again with the same options, 
 A run from a checkpoint leaves the vision tower alone, and asks more about long videos, times and pairs of videos::
 
     python build_scripts/train_demo_model.py --init build_scripts/demo_model --out OUT --state /tmp/refined --steps 6000 --seed 1
-
-With ``--repeat N`` the videos come again after N steps, with other questions. The tower looks at each once, so that the rest
-of the run is the language model's alone; on two CPU cores, a step of 128 frames then takes two seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._checkpoint_layout import model_config
-from build_scripts._demo.course import Steps, from_scratch, layouts, refinement, rehearsal
+from build_scripts._demo.course import Course, Steps, from_scratch, layouts, refinement
 from build_scripts._demo.network import DEMO
 from build_scripts._demo.packing import Packer
 from build_scripts._demo.scoring import TEST_SEED, score
@@ -63,8 +60,11 @@ def write_weights(trainer: Trainer, out: Path) -> None:
     part.replace(out / "model.safetensors")
 
 
-def train_stretch(trainer: Trainer, data: Steps, *, workers: int, stretch_seconds: float, check_every: int) -> None:
+def train_stretch(
+    trainer: Trainer, packer: Packer, course: Course, *, workers: int, stretch_seconds: float, check_every: int
+) -> None:
     """Train until the run is over, or the time is."""
+    data = Steps(packer, course, trainer.steps)
     loader = torch.utils.data.DataLoader(
         data,
         batch_size=None,
@@ -73,8 +73,8 @@ def train_stretch(trainer: Trainer, data: Steps, *, workers: int, stretch_second
         prefetch_factor=3 if workers else None,
         pin_memory=trainer.device.type == "cuda",
     )
-    checks = Packer(data.packer.tokenizer, TEST_SEED - 1)
-    check_layout = data.course.layouts["8"]
+    checks = Packer(packer.tokenizer, TEST_SEED - 1)
+    check_layout = course.layouts["8"]
     started = noted = time.monotonic()
     sums = torch.zeros(4, device=trainer.device)
     since = 0
@@ -84,12 +84,12 @@ def train_stretch(trainer: Trainer, data: Steps, *, workers: int, stretch_second
         sums += torch.stack([losses.text, losses.present, losses.patches, losses.places])
         since += 1
         last = trainer.step == trainer.steps or time.monotonic() - started > stretch_seconds
-        now = time.monotonic()
-        if trainer.step % 200 == 0 or now - noted > 60 or last:
+        if trainer.step % 200 == 0 or last:
             text, present, patches, places = (sums / since).tolist()
+            now = time.monotonic()
             console.print(
                 f"step {trainer.step}/{trainer.steps} text {text:.4f} present {present:.4f} patches {patches:.4f} "
-                f"places {places:.4f} {since / (now - noted):.2f} steps/s {now - started:.0f} s"
+                f"places {places:.4f} {since / (now - noted):.1f} steps/s {now - started:.0f} s"
             )
             sums.zero_()
             since, noted = 0, now
@@ -99,16 +99,6 @@ def train_stretch(trainer: Trainer, data: Steps, *, workers: int, stretch_second
             )
         if last:
             return
-
-
-def look_at_all(trainer: Trainer, data: Steps, number: int) -> None:
-    """Let the tower look at the videos of the first steps, so that the trainer's memory has them."""
-    started = time.monotonic()
-    for step in range(number):
-        with torch.no_grad(), torch.autocast(trainer.device.type, torch.bfloat16):
-            trainer.see(data[step].to(trainer.device))
-        if (step + 1) % 20 == 0 or step + 1 == number:
-            console.print(f"looked at the videos of {step + 1}/{number} steps, {time.monotonic() - started:.0f} s")
 
 
 def evaluate(trainer: Trainer, tokenizer: ChatTokenizer, frames: int, batches: int) -> dict[str, Any]:
@@ -144,12 +134,7 @@ def main(
     init: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint: a run of its own, with another mix and the tower fixed.")
     ] = None,
-    repeat: Annotated[
-        int, typer.Option(min=0, help="With --init: the videos come again after so many steps, with other questions. 0: never.")
-    ] = 0,
-    rate: Annotated[
-        float, typer.Option(help="With --init: the highest learning rate; less for fewer frames a step.")
-    ] = REFINING_RATE,
+    rate: Annotated[float, typer.Option(help="With --init: the highest learning rate.")] = REFINING_RATE,
 ) -> None:
     """Train the demo model, in one stretch or several."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # workers are forked
@@ -167,21 +152,20 @@ def main(
         console.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     start = load_file(init / "model.safetensors") if init else None
-    memory = state / "looked" if init and repeat else None
-    if memory:
-        memory.mkdir(exist_ok=True)
-    bank = make_bank(photos, TEXTURE_SIDE, seed)
-    compiled = device == "cuda" or repeat > 0  # else starting takes longer than what is tried out on a CPU
-    trainer = Trainer(steps, seed, bank, torch.device(device), start, rate=rate, memory=memory, compiled=compiled)
-    course = (rehearsal if repeat else refinement)(frames_per_step) if init else from_scratch(frames_per_step)
-    data = Steps(course.packer(tokenizer, seed), course, steps, repeat if init else 0)
+    trainer = Trainer(steps, seed, make_bank(photos, TEXTURE_SIDE, seed), torch.device(device), start, rate)
+    course = refinement(frames_per_step) if init else from_scratch(frames_per_step)
     saved = state / "state.pt"
     if saved.exists():
         trainer.load(saved)
     console.print(f"from step {trainer.step}, ready after {time.monotonic() - began:.0f} s")
-    if memory:
-        look_at_all(trainer, data, repeat)
-    train_stretch(trainer, data, workers=workers, stretch_seconds=stretch_seconds, check_every=check_every)
+    train_stretch(
+        trainer,
+        course.packer(tokenizer, seed),
+        course,
+        workers=workers,
+        stretch_seconds=stretch_seconds,
+        check_every=check_every,
+    )
     trainer.save(saved)
     write_weights(trainer, out)
     if device == "cuda":

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from build_scripts._demo import further_en, further_zh, phrases_en, phrases_zh
 from build_scripts._demo.answers import ABOUT_SCENES
-from build_scripts._demo.course import Course, Steps, from_scratch, refinement, rehearsal
+from build_scripts._demo.course import Course, Steps, from_scratch, refinement
 from build_scripts._demo.grading import nearly_the_same
 from build_scripts._demo.network import DEMO, DemoModel, initialise
 from build_scripts._demo.packing import PADDING, Layout, Packer, attention_mask
@@ -155,30 +155,7 @@ def test_a_run_from_a_checkpoint_starts_at_its_weights_and_leaves_its_tower(mode
         trainer.model.load_checkpoint(dict(list(start.items())[1:]))
 
 
-def test_videos_that_come_again_are_looked_at_once_and_asked_other_questions(
-    model: DemoModel, tokenizer: ChatTokenizer, tmp_path: Path
-) -> None:
-    start = {name: tensor.clone() for name, tensor in model.checkpoint_tensors().items()}
-    course = Course({"4": Layout("4", ((4,),), 300)}, {"4": 1.0})
-    data = Steps(Packer(tokenizer, seed=1), course, 4, repeat=2)
-    first, _, again, _ = (data[step] for step in range(4))
-    assert first.videos == again.videos != data[1].videos
-    assert torch.equal(first.drawings["slots"], again.drawings["slots"]) and not torch.equal(first.ids, again.ids)
-
-    trainer = Trainer(4, 0, make_bank([], 64, 0), torch.device("cpu"), start, memory=tmp_path)
-    plain = Trainer(4, 0, make_bank([], 64, 0), torch.device("cpu"), start)
-    looked: list[str] = []
-    look = trainer.look
-    trainer.look = lambda batch: (looked.append(batch.videos), look(batch))[1]  # type: ignore[method-assign, func-returns-value]
-    with torch.autocast("cpu", torch.bfloat16):
-        seen, kept, expected = trainer.see(first), trainer.see(again), plain.see(again)
-    assert seen is not None and kept is not None and expected is not None
-    assert seen.requires_grad  # the projector learns
-    assert (kept - expected).abs().max() < 0.05
-    assert looked == [first.videos] and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("course", [from_scratch, refinement, rehearsal])
+@pytest.mark.parametrize("course", [from_scratch, refinement])
 def test_every_step_of_a_course_has_the_same_number_of_frames(course: Callable[[int], Course], tokenizer: ChatTokenizer) -> None:
     shown = course(512)
     assert shown.shares.keys() <= shown.layouts.keys()
@@ -200,7 +177,7 @@ def test_no_trained_phrasing_is_a_held_out_one(language: Language) -> None:
 
 
 @pytest.mark.parametrize(("language", "further"), [("en", further_en), ("zh", further_zh)])
-def test_the_phrasings_of_the_third_run_keep_away_from_the_held_out_ones(language: Language, further: ModuleType) -> None:
+def test_further_phrasings_keep_away_from_the_held_out_ones(language: Language, further: ModuleType) -> None:
     for topic, phrasings in further.MORE.items():
         held_out = templates(language, topic, held_out=True)
         assert not [text for text in phrasings if any(nearly_the_same(text, other) for other in held_out)]

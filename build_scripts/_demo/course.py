@@ -83,15 +83,7 @@ def refinement(frames: int) -> Course:
     )
 
 
-def rehearsal(frames: int) -> Course:
-    """The same with mostly short videos, for many questions about few frames; emphasis on topics of many phrasings."""
-    course = refinement(frames)
-    shares = {name: share / 2 for name, share in course.shares.items()} | _REHEARSED
-    return replace(course, shares=shares, emphasis={**course.emphasis, "objects": 1.5, "change": 1.5, "small_talk": 2.0})
-
-
 _SHORT = {"0": 0.03, "4": 0.02, "8": 0.12, "12": 0.05, "16": 0.06, "8+8": 0.03, "8,8": 0.03}
-_REHEARSED = {"0": 0.03, "4": 0.03, "8": 0.33, "12": 0.05, "16": 0.09, "8+8": 0.04, "8,8": 0.04}
 
 
 def _length(frames: int) -> int:
@@ -108,22 +100,18 @@ def _filled(name: str, videos: tuple[int, ...], frames: int, length: int, *, lat
 
 
 class Steps(torch.utils.data.Dataset[Batch]):
-    """The batches of a training run by step number, for a DataLoader with workers.
+    """The batches of a training run by step number, for a DataLoader with workers."""
 
-    ``repeat``: after so many steps the same videos come again, with other questions; 0: never.
-    """
-
-    def __init__(self, packer: Packer, course: Course, steps: int, repeat: int = 0) -> None:
-        self.packer, self.course, self.steps, self.repeat = packer, course, steps, repeat
+    def __init__(self, packer: Packer, course: Course, steps: int) -> None:
+        self.packer, self.course, self.steps = packer, course, steps
 
     def __getitem__(self, step: int) -> Batch:
-        shown, asked = (step % self.repeat, step) if self.repeat else (step, None)
-        choice = random.Random(f"layout:{self.packer.seed}:{shown}")
+        choice = random.Random(f"layout:{self.packer.seed}:{step}")
         course, share = self.course, step / self.steps
         seeing = share < course.vision_only
         shares = course.early_shares if seeing else course.shares
         names = [name for name in shares if name in course.layouts]
         name = choice.choices(names, [shares[name] for name in names])[0]
         shapes = 1 if share < 2 / 3 * course.vision_only else None
-        batch = self.packer.batch(course.layouts[name], shown, asked=asked, shapes=shapes, text=not seeing)
+        batch = self.packer.batch(course.layouts[name], step, shapes=shapes, text=not seeing)
         return replace(batch, turns=[])  # only scoring needs them, and pickling them costs more than all the rest

@@ -66,19 +66,15 @@ class DemoModel(nn.Module):
         Returns:
             [16 * F, hidden] in the dtype of autocast.
         """
-        return self.project(self.merge(tokens))
-
-    def merge(self, tokens: Tensor) -> Tensor:
-        """From the tower's tokens [F, 1025, C] to what is left of each group of 4 frames: float32 [F / 4, 64, 4 C]."""
         x = pixel_shuffle(tokens, self.config.patches_per_side)  # [F, 256, 4 C]
         x = x.reshape(-1, FRAMES_PER_GROUP * self.config.tokens_per_frame, self.config.shuffled_size)
-        with torch.autocast(x.device.type, enabled=False):  # the choice of partners has no gradient, their means do
-            return merge_tokens(x.float(), self.config.merge_heads, FRAMES_PER_GROUP * TOKENS_PER_FRAME)
-
-    def project(self, merged: Tensor) -> Tensor:
-        """The rest of the way: [F / 4, 64, 4 C] to [16 * F, hidden]."""
-        rows: Tensor = self.projector(merged).flatten(0, 1)
+        rows: Tensor = self.projector(self._merged(x)).flatten(0, 1)
         return rows
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """The project's merging; the choice of partners has no gradient, their means do."""
+        with torch.autocast(x.device.type, enabled=False):
+            return merge_tokens(x.float(), self.config.merge_heads, FRAMES_PER_GROUP * TOKENS_PER_FRAME)
 
     def forward(self, ids: Tensor, seen: Tensor, positions: Tensor, mask: Tensor, visual: Tensor | None) -> Tensor:
         """Hidden states of packed sequences.

@@ -62,7 +62,6 @@ class Batch:
     seen: Tensor  # int64 [16 * F] where each visual row stands, likewise
     turns: list[Turn]
     seed: int
-    videos: str  # their name: the same for all batches of a packer that show the same videos
 
     def pin_memory(self) -> Batch:
         """For the DataLoader: page-locked tensors, whose way to the GPU does not stop the CPU."""
@@ -123,20 +122,17 @@ class Packer:
         self._start, self._end = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
         self._image, self._image_end = tokenizer.token_id("<img>"), tokenizer.token_id("</img>")
 
-    def batch(
-        self, layout: Layout, step: int, *, asked: int | None = None, shapes: int | None = None, text: bool = True
-    ) -> Batch:
+    def batch(self, layout: Layout, step: int, *, shapes: int | None = None, text: bool = True) -> Batch:
         """Make a batch.
 
         Args:
             layout: The kind of step.
             step: Its number; with the seed it decides everything.
-            asked: Ask other questions about the same videos, by this number.
             shapes: So many in every scene.
             text: Without it the sequences stay empty (for the auxiliary loss alone).
         """
         random_scene = np.random.default_rng((self.seed, step))
-        choices = random.Random(f"{self.seed}:{step}" if asked is None else f"{self.seed}:{step}:{asked}")
+        choices = random.Random(f"{self.seed}:{step}")
         drawings: list[Drawing] = []
         sequences: list[_Sequence] = []
         turns: list[Turn] = []
@@ -162,8 +158,7 @@ class Packer:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         tensors["seen"] = torch.nonzero(tensors["rows"].flatten() >= 0).flatten()  # rows were given out in this order
         tensors["said"] = torch.nonzero(tensors["labels"].flatten() >= 0).flatten()
-        videos = f"{self.seed}-{layout.name}-{layout.frames}-{step}"
-        return Batch(_joined(drawings), turns=turns, seed=self.seed * 1_000_003 + step, videos=videos, **tensors)
+        return Batch(_joined(drawings), turns=turns, seed=self.seed * 1_000_003 + step, **tensors)
 
     def _write(
         self,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from build_scripts._demo.network import DEMO, DemoModel, initialise
@@ -47,8 +46,6 @@ class Trainer:
         start: Weights to start from, by the checkpoint's names. The tower then stays as it is: only the projector and
             the language model learn, without the auxiliary losses and with a schedule of their own.
         rate: The highest learning rate of a run from a checkpoint.
-        memory: Directory for what a tower that stays as it is made of the videos: they are rendered and looked at once.
-        compiled: Fuse by torch.compile. Default: on CUDA.
     """
 
     def __init__(
@@ -58,17 +55,12 @@ class Trainer:
         bank: Tensor,
         device: torch.device,
         start: Mapping[str, Tensor] | None = None,
-        *,
         rate: float = REFINING_RATE,
-        memory: Path | None = None,
-        compiled: bool | None = None,
     ) -> None:
-        self.steps, self.seed, self.device = steps, seed, device
+        self.steps, self.seed, self.device, self.rate = steps, seed, device, rate
         self.refining = start is not None
-        self.rate, self.memory = rate, memory
         self.step = 0
-        cuda = device.type == "cuda"
-        compiled = cuda if compiled is None else compiled
+        fast = device.type == "cuda"
         self.model = DemoModel(DEMO)
         initialise(self.model, seed)
         if start is not None:
@@ -80,9 +72,9 @@ class Trainer:
         matrices = [p for p in learning if p.dim() > 1]
         rest = [p for p in learning if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=cuda)
-        self.renderer = Renderer(bank, device, compiled=compiled)
-        if compiled:
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=fast)
+        self.renderer = Renderer(bank, device, compiled=fast)
+        if fast:
             self.model.compile_parts()
 
     def train(self, batch: Batch) -> Losses:
@@ -105,10 +97,10 @@ class Trainer:
     def _losses(self, batch: Batch) -> Losses:
         zero = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            tokens = None if self.refining else self.look(batch)
-            visual = self.see(batch) if tokens is None else self.model.embed(tokens)
+            tokens = self.look(batch)
+            visual = None if tokens is None else self.model.embed(tokens)
             text = self.say(batch, visual) if batch.ids.shape[1] else None
-            heads = None if tokens is None else (self.model.auxiliary(visual), self.model.patch_head(tokens))
+            heads = None if tokens is None or self.refining else (self.model.auxiliary(visual), self.model.patch_head(tokens))
         text_loss = zero if text is None else F.cross_entropy(text.float(), batch.labels.flatten()[batch.said])
         if heads is None:
             return Losses(text_loss, zero, zero, zero)
@@ -137,17 +129,8 @@ class Trainer:
 
     def see(self, batch: Batch) -> Tensor | None:
         """The same to the end: rows for the language model [16 * F, C]."""
-        if self.memory is None or not batch.drawings:
-            tokens = self.look(batch)
-            return None if tokens is None else self.model.embed(tokens)
-        kept = self.memory / f"{batch.videos}.safetensors"
-        if not kept.exists():
-            with torch.no_grad():
-                merged = self.model.merge(self.look(batch)).to("cpu", torch.bfloat16)
-            part = kept.with_suffix(".part")
-            save_file({"merged": merged}, part)
-            part.replace(kept)
-        return self.model.project(load_file(kept, str(self.device))["merged"])
+        tokens = self.look(batch)
+        return None if tokens is None else self.model.embed(tokens)
 
     def say(self, batch: Batch, visual: Tensor | None) -> Tensor:
         """Logits [N, vocabulary] at the places that have labels."""
