@@ -227,8 +227,13 @@ class TritonChatClient:
     def _in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._forget)
         return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # else asyncio reports the error of one that nobody waits for any more
 
     async def _stop_twice(self, request_id: str) -> None:
         for pause in (0.0, _SECOND_STOP_AFTER_S):
