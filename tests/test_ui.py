@@ -184,7 +184,7 @@ def test_stopping_ends_the_request_on_the_server(fake: FakeTriton, url: str) -> 
 
     asyncio.run(stop_after_the_first_word())
     assert fake.cancelled.wait(10)
-    until(lambda: {model for model, _, _ in fake.stops} == {"preprocessing", "vit", "tensorrt_llm"}, "not every model was told")
+    until(lambda: {model for model, _ in fake.stops} == {"preprocessing", "vit", "tensorrt_llm"}, "not every model was told")
 
 
 # ---- Words
