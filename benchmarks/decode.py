@@ -8,25 +8,33 @@ and Normalize too). The methods take turns; each one's best run counts.
 from __future__ import annotations
 
 import os
-import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import decord
 import numpy as np
+import psutil
 import typer
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.report import surroundings, table, write
-from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, ReaderName, Sampling, sample_indices
+from internvideo_server.frame_buffer import FrameBuffer
+from internvideo_server.preprocessing.video import (
+    DecodeLimits,
+    DecodeRequest,
+    FrameDecoder,
+    FrameSampling,
+    sample_indices,
+)
+from internvideo_server.settings import VideoReader
 
 MEAN, STD = (np.array(values, np.float32)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-LOADING_SECONDS = 3.0  # the worker's compiled resize comes a moment after its start
-Frames = np.ndarray
+POLL_SECONDS = 0.005
+Frames = np.ndarray[Any, Any]
 
 
 def main(
@@ -45,37 +53,35 @@ def main(
         rows += measure(video, num_frames, threads, repeats, baseline, reader)
         typer.echo("\n".join(table(rows)))
     if name:
-        options = f"--num-frames {num_frames} --threads {threads} --repeats {repeats}" + " --baseline" * baseline
-        options += f" --reader {reader}" * (reader != "auto")
-        command = f"python benchmarks/decode.py {' '.join(video.name for video in videos)} {options}"
         notes = (
-            f"Best of {repeats} runs, the methods in turn; `cpu s`: of all threads; `MB`: peak above the idle process. "
+            f"{num_frames} frames, {threads} threads. Best of {repeats} runs, the methods in turn; `cpu s`: of all threads; "
+            "`MB`: peak above the idle process. "
             "The frames of `server` and `old method` were compared: equal."
         )
-        for path in write(name, machine, rows, command, notes):
+        for path in write(name, machine, rows, notes):
             typer.echo(path)
 
 
 def measure(video: Path, num_frames: int, threads: int, repeats: int, baseline: bool, reader: str) -> list[dict[str, Any]]:
     """The rows of one video."""
-    limits = DecodeLimits(memory_bytes=16 << 30, reader=cast(ReaderName, reader))
+    limits = DecodeLimits(memory_bytes=16 << 30, reader=cast(VideoReader, reader))
     with FrameDecoder(1, limits, threads=threads) as decoder:
-        worker = decoder.worker_pids[0]
-        time.sleep(LOADING_SECONDS)
-        idle = memory(worker, "VmRSS")
-        methods: dict[str, tuple[Callable[[], Frames], int]] = {"server": (lambda: by_server(decoder, video, num_frames), worker)}
+        decoders = Decoders(decoder)
+        methods: dict[str, tuple[Callable[[], Frames], Callable[[], float]]] = {
+            "server": (lambda: decoders.decode(lambda: by_server(decoder, video, num_frames)), decoders.cpu_seconds)
+        }
         if baseline:
-            methods["old method"] = (lambda: by_old_method(video, num_frames), os.getpid())
-            methods["old method, ToTensor, Normalize"] = (lambda: normalise(by_old_method(video, num_frames)), os.getpid())
+            methods["old method"] = (lambda: by_old_method(video, num_frames), time.process_time)
+            methods["old method, ToTensor, Normalize"] = (lambda: normalise(by_old_method(video, num_frames)), time.process_time)
         best = {name: (float("inf"), float("inf")) for name in methods}
         for _ in range(repeats):
             frames = {}
-            for name, (run, process) in methods.items():
-                frames[name], seconds, cpu = timed(run, process)
+            for name, (run, cpu_seconds) in methods.items():
+                frames[name], seconds, cpu = timed(run, cpu_seconds, decoders.wait if name == "server" else None)
                 best[name] = (min(best[name][0], seconds), min(best[name][1], cpu))
             if baseline and not np.array_equal(frames["server"], frames["old method"]):
                 raise SystemExit("the methods' frames differ")
-        peak = memory(worker, "VmHWM") - idle
+        peak = decoders.peak
     old = best.get("old method")
     return [
         {
@@ -94,7 +100,7 @@ def measure(video: Path, num_frames: int, threads: int, repeats: int, baseline: 
 def by_server(decoder: FrameDecoder, video: Path, num_frames: int) -> Frames:
     """uint8 [T, 3, 448, 448]."""
     with open(video, "rb") as file, FrameBuffer() as buffer:
-        decoder.decode(file.fileno(), DecodeRequest(sampling=Sampling(num_frames=num_frames)), buffer)
+        decoder.decode(file.fileno(), DecodeRequest(sampling=FrameSampling(num_frames=num_frames)), buffer)
         return buffer.frames()
 
 
@@ -113,17 +119,61 @@ def normalise(frames: Frames) -> Frames:
     return np.stack([(frame.astype(np.float32) / np.float32(255) - MEAN) / STD for frame in frames])
 
 
-def timed(run: Callable[[], Frames], process: int) -> tuple[Frames, float, float]:
-    """Result, seconds, and CPU seconds of a process."""
-    before, began = cpu_seconds(process), time.perf_counter()
+def timed(
+    run: Callable[[], Frames], cpu_seconds: Callable[[], float], wait: Callable[[], None] | None
+) -> tuple[Frames, float, float]:
+    """Result, seconds, and CPU seconds, which are known after the wait."""
+    before, began = cpu_seconds(), time.perf_counter()
     result = run()
-    return result, time.perf_counter() - began, cpu_seconds(process) - before
+    seconds = time.perf_counter() - began
+    if wait is not None:
+        wait()
+    return result, seconds, cpu_seconds() - before
 
 
-def cpu_seconds(process: int) -> float:
-    """Of all its threads, to 10 ms."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+class Decoders:
+    """The decoder processes, of which each medium has its own.
+
+    Attributes:
+        peak: The most memory of one above what it began with, in bytes.
+    """
+
+    def __init__(self, decoder: FrameDecoder) -> None:
+        self._decoder = decoder
+        self._pid = self._next()
+        self._fork_server = psutil.Process(self._pid).parent()
+        self.peak = 0
+
+    def cpu_seconds(self) -> float:
+        """Of all that have ended, to 10 ms."""
+        times = self._fork_server.cpu_times()
+        return float(times.children_user + times.children_system)
+
+    def decode(self, run: Callable[[], Frames]) -> Frames:
+        """Run it while its decoder's memory is watched, and wait for the decoder's end."""
+        idle, done = memory(self._pid, "VmRSS"), threading.Event()
+
+        def watch() -> None:
+            with suppress(OSError, StopIteration):
+                while not done.wait(POLL_SECONDS):
+                    self.peak = max(self.peak, memory(self._pid, "VmHWM") - idle)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            return run()
+        finally:
+            done.set()
+            thread.join()
+
+    def wait(self) -> None:
+        """For the end of the decoder that was at work, and the next one."""
+        self._pid = self._next()
+
+    def _next(self) -> int:
+        while not (pids := self._decoder.worker_pids) or pids[0] == getattr(self, "_pid", None):
+            time.sleep(POLL_SECONDS)
+        return pids[0]
 
 
 def memory(process: int, name: str) -> int:

@@ -1,207 +1,187 @@
-"""The whole system over HTTP: videos to answers, beside the old system's method.
+"""The whole system over HTTP: videos to answers, beside the old system's method or another server.
 
-``python benchmarks/end_to_end.py VIDEO --checkpoint DIR --engine DIR --baseline`` starts the server without its caches, then
-with them (or uses ``--url`` once), and asks about copies of the video, each with other bytes and other frames, so that no cache
-could help a first turn. For each of ``--streams``, so many are under way all the time, ``--repeats`` times as many in all:
-`first token`: from the request to the first token, the median; `second turn`: the same for a second question about the same
-video; `tokens/s`: of all streams, from the first token of all to the last; `videos/s`: answers by the whole time, in which the
-first and the last of them have the machine to themselves. Answers are kept from ending before ``--new-tokens``
+``python benchmarks/end_to_end.py VIDEO --checkpoint DIR --engine DIR`` starts the server without its caches, then with them, and
+asks about clips of the video, each some frames shorter than the last, so that no cache could help a first turn. ``--openai URL``
+asks any OpenAI server the same instead, which must be set to as many frames, or is sent them (``--as-images``). For each of
+``--num-frames`` and ``--streams``, so many are under way all the time, ``--repeats`` times as many in all (at least 4, at most
+``--most-videos``). `first token`: from the request to the first text, the median; `second turn`: the same for a second question
+about the same video; `tokens/s`: of all streams, from the first text of all to the last; `videos/s`: answers by the whole time,
+in which the first and the last of them have the machine to themselves. Answers are kept from ending before ``--new-tokens``
 (``min_tokens``); `fewest tokens` shows it. `waiting`, `decode` and `vision` are what the server says of its stages, medians.
+`MiB`: the most that the server's processes (their own memory, and what they share) and all GPUs held meanwhile.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import asyncio
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import count, islice, product
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import httpx2
 import torch
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.clips import make_clips, make_pictures
+from benchmarks.memory import Peak
 from benchmarks.old_method import OldMethod
 from benchmarks.report import surroundings, table, write
-from internvideo_server.launch import ServeOptions, start
+from benchmarks.served import served
+from internvideo_client import load
+from internvideo_client.load import Server, media_part
+from internvideo_server.settings import ServeSettings, SettingsError, build
 
 QUESTIONS = "详细描述一下这个视频的内容。", "What happens at the end?"
 TEXT_TOKENS = 614  # of the prompt for 80 frames and the first question
-PATIENCE_S = 300.0
-SETTLED_S = 4.0  # the server's caches know no file that has just been written
-# Starts of the copies: of a clip of 30 s at 30 frames a second, no two share more than half of 80 frames.
-SHIFTS, SHIFT_S = 16, 0.05
-
-
-@dataclass
-class Reply:
-    """One streamed answer; times in seconds of one clock."""
-
-    asked: float
-    first: float
-    last: float
-    usage: dict[str, Any]
-    text: str
+Medium = Callable[[int, int], list[dict[str, Any]]]  # number and frames -> content parts of a message
 
 
 def main(
     video: Annotated[Path, typer.Argument(help="a video file")],
-    checkpoint: Annotated[Path | None, typer.Option(help="the model; none: the demo model")] = None,
-    engine: Annotated[
-        Path | None, typer.Option(help="of export_llm.py with as many slots as streams; none: the server's own")
+    checkpoint: Annotated[Path | None, typer.Option(help="the model (default: the demo model)")] = None,
+    engine: Annotated[Path | None, typer.Option(help="of export_llm.py, its slots for as many streams (default: made)")] = None,
+    serve: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, a setting of the server that is started (llm_engine=vllm); repeatable")
     ] = None,
-    url: Annotated[str, typer.Option(help="a running server that may read the folder of --videos; none: it is started")] = "",
-    videos: Annotated[Path | None, typer.Option(help="folder for the copies of the video; none: a temporary one")] = None,
+    replicas: Annotated[int, typer.Option(help="of it, each on a GPU of its own, behind the router")] = 1,
+    openai: Annotated[str, typer.Option(help="URL of a running server (default: this project's is started)")] = "",
+    model: Annotated[str, typer.Option(help="its id at --openai")] = "InternVideo2_5",
+    as_images: Annotated[bool, typer.Option("--as-images", help="send --openai the frames as pictures")] = False,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="folder that keeps the clips, asked for by file:// (default: temporary, and sent to --openai)"),
+    ] = None,
+    caches: Annotated[
+        Literal["off", "on", "both", "no server"], typer.Option(help="of the server that is started, one after the other")
+    ] = "both",
     streams: Annotated[list[int], typer.Option(help="at once; repeatable")] = [1, 4, 16],  # noqa: B006 (typer's form)
-    num_frames: Annotated[int, typer.Option()] = 80,
+    num_frames: Annotated[list[int], typer.Option(help="of a video; repeatable")] = [80],  # noqa: B006
     new_tokens: Annotated[int, typer.Option()] = 64,
     repeats: Annotated[int, typer.Option(help="videos of each stream, one after the other")] = 4,
-    decode_workers: Annotated[int, typer.Option(help="of the server that is started")] = 8,
-    vit_quantization: Annotated[str, typer.Option(help="of the server that is started")] = "none",
+    most_videos: Annotated[int, typer.Option(help="of all streams together, where --repeats would make it more")] = 128,
     baseline: Annotated[bool, typer.Option("--baseline", help="run the old method too; needs --checkpoint and --engine")] = False,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
     """Measure; print the table, and write it where a name is given, whenever it has a new row."""
     if baseline and not (checkpoint and engine):
         raise typer.BadParameter("--baseline needs --checkpoint and --engine")
-    machine, rows = surroundings("torch", "transformers", "numpy"), []
-    flags = f"--num-frames {num_frames} --new-tokens {new_tokens} --repeats {repeats} --decode-workers {decode_workers}"
-    flags += "".join(f" --streams {number}" for number in streams) + " --baseline" * baseline
-    flags += f" --vit-quantization {vit_quantization}" if vit_quantization != "none" else ""
-    command = f"python benchmarks/end_to_end.py {video.name} --checkpoint ... --engine ... {flags}"
+    if as_images and not openai:
+        raise typer.BadParameter("--as-images is for --openai: this project's server takes videos")
+    settings = server_settings(serve or [], checkpoint=checkpoint, engine=engine, num_frames=num_frames[0])
+    machine, rows = surroundings("torch", "transformers", "numpy", "vllm"), []
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         typer.echo("\n".join(table(rows)[0 if len(rows) == 1 else -1 :]))
         if name:
-            notes = f"{num_frames} frames, {new_tokens} tokens of answer; {repeats} videos a stream."
-            write(name, machine, rows, command, notes)
+            notes = f"{new_tokens} tokens of answer; {repeats} videos a stream, 4 to {most_videos} in all."
+            write(name, machine, rows, notes)
 
+    questions = {each: max(4, min(repeats * each[1], most_videos)) for each in product(num_frames, streams)}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = videos or Path(temporary)
-        copies = distinct_copies(video, folder, 2 + repeats * sum(streams))
-        options = ServeOptions(
-            checkpoint=checkpoint,
-            engine=engine,
-            num_frames=num_frames,
-            allowed_local_media_path=(folder.resolve(),),
-            decode_workers=decode_workers,
-            vit_quantization=vit_quantization,
-            **dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0),
-        )
-        without = replace(options, frame_cache_mb=0, embedding_cache_mb=0)
-        for method, settings in {"server": options}.items() if url else (("no caches", without), ("server", options)):
-            with nullcontext(url) if url else started(settings, method, machine) as address:
-                turns = 1 if method == "no caches" else 2
-                for row in measure(address, copies, streams, turns, num_frames, new_tokens, repeats):
-                    add({"method": method, **row})
+        folder = (videos or Path(temporary)).resolve()
+        number = 2 + sum(questions.values())
+        if as_images:
+            pictures = {frames: make_pictures(video, folder / f"{frames}", number, frames) for frames in num_frames}
+        else:
+            clips = make_clips(video, folder / f"{video.stem}-{max(num_frames)}", number, max(num_frames))
+        if openai:
+
+            def medium(number: int, frames: int) -> list[dict[str, Any]]:
+                if as_images:
+                    return [media_part(picture) for picture in pictures[frames][number]]
+                return [media_part(clips[number].as_uri() if videos else clips[number])]
+
+            for row in measure(Server(openai, model=model), medium, questions, 2, new_tokens):
+                add({"method": "openai", **row})
+        elif caches != "no server":
+            settings = settings.model_copy(update={"allowed_local_media_path": (folder,)})
+            without = settings.model_copy(update={"frame_cache_mb": 0, "embedding_cache_mb": 0})
+            methods = {"off": {"no caches": without}, "on": {"server": settings}}
+            for method, options in (methods.get(caches) or methods["off"] | methods["on"]).items():
+                with served(options, replicas) as running:
+                    machine[f"start s, {method}"] = running.start_s
+
+                    def clip(number: int, frames: int) -> list[dict[str, Any]]:
+                        return [media_part(clips[number].as_uri(), {"num_frames": frames})]
+
+                    turns = 1 if method == "no caches" else 2
+                    for row in measure(Server(running.url), clip, questions, turns, new_tokens, running.processes):
+                        add({"method": method, **row})
     if baseline and checkpoint and engine:
-        add(by_old_method(OldMethod(checkpoint, engine, device()), video, num_frames, new_tokens, repeats, machine))
+        add(by_old_method(OldMethod(checkpoint, engine, device()), video, num_frames[0], new_tokens, repeats, machine))
 
 
-@contextmanager
-def started(options: ServeOptions, method: str, machine: dict[str, Any]) -> Iterator[str]:
-    """A server's address."""
-    began = time.perf_counter()
-    with start(options, report=lambda line: typer.echo(f"{time.perf_counter() - began:6.1f} s  {line}", err=True)) as server:
-        machine[f"start s, {method}"] = time.perf_counter() - began
-        yield server.openai_url
+def server_settings(given: list[str], **more: Any) -> ServeSettings:
+    """The settings of the server; ``given``: NAME=VALUE texts."""
+    pairs = [each.partition("=") for each in given]
+    try:
+        return build(ServeSettings, {**more, **{name: value for name, _, value in pairs}})
+    except SettingsError as error:
+        raise typer.BadParameter(str(error), param_hint="--serve") from None
 
 
 def measure(
-    address: str, videos: list[tuple[Path, int]], streams: list[int], turns: int, num_frames: int, new_tokens: int, repeats: int
+    server: Server,
+    medium: Medium,
+    questions: dict[tuple[int, int], int],
+    turns: int,
+    new_tokens: int,
+    processes: Callable[[], list[int]] = list,
 ) -> Iterator[dict[str, Any]]:
-    """The row of each number of streams."""
-    copies = iter(videos)
-    with httpx2.Client(base_url=address.removesuffix("/v1"), timeout=PATIENCE_S, trust_env=False) as http:
-        for _ in range(2):
-            run(http, [next(copies)], 1, turns, num_frames, new_tokens)  # the first of all loads what is loaded once
-        for number in streams:
-            yield {"streams": number, **run(http, list(islice(copies, repeats * number)), number, turns, num_frames, new_tokens)}
+    """The row of each number of frames and of streams, which so many videos are asked about by."""
+    numbers = count()
+    for _ in range(2):  # the first of all loads what is loaded once
+        run(server, [medium(next(numbers), next(iter(questions))[0])], 1, turns, new_tokens)
+    for (frames, streams), videos in questions.items():
+        asked = [medium(number, frames) for number in islice(numbers, videos)]
+        with Peak(processes) as peak:
+            row = run(server, asked, streams, turns, new_tokens)
+        yield {"frames": frames, "streams": streams, **row, "host MiB": peak.host_mib or "-", "GPU MiB": peak.gpu_mib or "-"}
 
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def distinct_copies(video: Path, folder: Path, number: int) -> list[tuple[Path, int]]:
-    """Numbered copies of the video, each with a box of its own at its end that decoders skip (mp4, mov)."""
-    content, copies = video.read_bytes(), [(folder / f"{i}{video.suffix}", i) for i in range(number)]
-    for path, i in copies:
-        path.write_bytes(content + (16).to_bytes(4, "big") + b"free" + i.to_bytes(8, "big"))
-    return copies
-
-
-def run(
-    http: httpx2.Client, videos: Sequence[tuple[Path, int]], streams: int, turns: int, num_frames: int, new_tokens: int
-) -> dict[str, Any]:
+def run(server: Server, media: list[list[dict[str, Any]]], streams: int, turns: int, new_tokens: int) -> dict[str, Any]:
     """One or two turns about all videos, so many of them under way at a time; the figures of the table."""
-    replies: list[list[Reply]] = []
-    messages: list[list[dict[str, Any]]] = []
-    for path, number in videos:
-        source = {"url": path.resolve().as_uri(), "num_frames": num_frames, "start": number % SHIFTS * SHIFT_S}
-        content = [{"type": "text", "text": QUESTIONS[0]}, {"type": "video_url", "video_url": source}]
-        messages.append([{"role": "user", "content": content}])
-    with ThreadPoolExecutor(streams) as pool:
-        for _ in range(turns):
-            replies.append(list(pool.map(lambda chat: ask(http, chat, new_tokens), messages)))
-            for chat, reply in zip(messages, replies[-1], strict=True):
-                chat += [{"role": "assistant", "content": reply.text or "-"}, {"role": "user", "content": QUESTIONS[-1]}]
-    first = replies[0]
-    lengths = [reply.usage["completion_tokens"] for reply in first]
-    stages = [reply.usage["internvideo"] for reply in first]
+    settings = {"max_tokens": new_tokens, "min_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
+    questions = [
+        load.Question([{"role": "user", "content": [{"type": "text", "text": QUESTIONS[0]}, *parts]}], settings)
+        for parts in media
+    ]
+    rounds: list[list[load.Sample]] = []
+    for _ in range(turns):
+        samples = asyncio.run(load.run(server, questions, streams, len(questions)))
+        for sample in samples:
+            if sample.error:
+                raise SystemExit(f"the server answers: {sample.error}")
+            answer = {"role": "assistant", "content": sample.text or "-"}
+            questions[sample.number].messages.extend([answer, {"role": "user", "content": QUESTIONS[-1]}])
+        rounds.append(samples)
+    first = rounds[0]
+    arrivals = [moment for sample in first for moment in sample.arrivals]
+    began = min(sample.asked for sample in first)
     return {
-        "first token s": median(reply.first - reply.asked for reply in first),
-        "last first token s": max(reply.first - reply.asked for reply in first),
-        "second turn s": median(reply.first - reply.asked for reply in replies[1]) if turns > 1 else "-",
-        "tokens/s": sum(tokens - 1 for tokens in lengths) / (max(r.last for r in first) - min(r.first for r in first)),
-        "videos/s": len(first) / (max(reply.last for reply in first) - min(reply.asked for reply in first)),
-        "fewest tokens": min(lengths),
-        "waiting ms": median(stage["queue_ms"] + stage["vision_queue_ms"] for stage in stages),
-        "decode ms": median(stage["decode_ms"] for stage in stages),
-        "vision ms": median(stage["vision_ms"] for stage in stages),
+        "first token s": median(sample.first_token_s for sample in first),
+        "last first token s": max(sample.first_token_s for sample in first),
+        "second turn s": median(sample.first_token_s for sample in rounds[1]) if turns > 1 else "-",
+        "tokens/s": sum(sample.tokens - 1 for sample in first) / (max(arrivals) - min(arrivals)),
+        "videos/s": len(first) / (max(sample.ended for sample in first) - began),
+        "fewest tokens": min(sample.tokens for sample in first),
+        "waiting ms": stage(first, "queue_ms", "vision_queue_ms"),
+        "decode ms": stage(first, "decode_ms"),
+        "vision ms": stage(first, "vision_ms"),
     }
 
 
-def ask(http: httpx2.Client, messages: list[dict[str, Any]], new_tokens: int) -> Reply:
-    """Stream one answer. (The adapter's first event comes with the first token.)"""
-    body = {
-        "model": "InternVideo2_5",
-        "messages": messages,
-        "max_tokens": new_tokens,
-        "min_tokens": new_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    asked = time.perf_counter()
-    first = last = 0.0
-    usage: dict[str, Any] = {}
-    text = ""
-    with http.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.status_code != 200:
-            raise SystemExit(f"{response.status_code}: {response.read().decode()}")
-        for line in response.iter_lines():
-            data = line.removeprefix("data: ")
-            if not line.startswith("data: ") or data == "[DONE]":
-                continue
-            event = json.loads(data)
-            if "error" in event:
-                raise SystemExit(f"the stream ended with {event['error']}")
-            if event["choices"]:
-                last = time.perf_counter()
-                first = first or last
-                text += event["choices"][0]["delta"].get("content") or ""
-            usage = event.get("usage") or usage
-    return Reply(asked, first, last, usage, text)
+def stage(samples: list[load.Sample], *names: str) -> float | str:
+    """Median of what this project's server says of its stages; another says nothing."""
+    reports = [sample.usage["internvideo"] for sample in samples if "internvideo" in sample.usage]
+    return median(sum(report[name] for name in names) for report in reports) if reports else "-"
 
 
 def by_old_method(
@@ -218,6 +198,7 @@ def by_old_method(
     first = sum(steps.values()) - steps["generate"]
     return {
         "method": "old method",
+        "frames": num_frames,
         "streams": 1,
         "first token s": first,
         "last first token s": first,
@@ -228,6 +209,8 @@ def by_old_method(
         "waiting ms": 0.0,
         "decode ms": steps["decode, resize"] * 1e3,
         "vision ms": steps["tower"] * 1e3,
+        "host MiB": "-",
+        "GPU MiB": "-",
     }
 
 

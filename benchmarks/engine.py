@@ -1,14 +1,13 @@
-"""The embedded engine alone: prompts of a video's length through `Engine`, beside Hugging Face's ``generate``.
+"""An engine alone: prompts of a video's length through `Engine`, beside Hugging Face's ``generate``.
 
-``python benchmarks/engine.py --size full --baseline``: random weights are made in memory; every prompt has 80 frames as a prompt
-table (1,280 rows) and 614 tokens of text, as a real one; answers have a fixed length. `first token`: from the submission of all
-streams to each one's first token, the median and the last. `tokens/s`: of all streams together, from the moment that each has its
-first. `second turn`: the same prompt, its answer and a new question of 32 tokens.
+``python benchmarks/engine.py ENGINE --vllm``: ENGINE is of export_llm.py, with slots for as many streams; every prompt has 80
+frames as a prompt table (1,280 rows) and 614 tokens of text, as a real one; answers have a fixed length. `first token`: from the
+submission of all streams to each one's first token, the median and the last. `tokens/s`: of all streams together, from the moment
+that each has its first. `second turn`: the same prompt, its answer and a new question of 32 tokens.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +19,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from transformers import LlamaConfig, LlamaForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.report import surroundings, table, write
-from build_scripts._checkpoint_layout import DIMENSIONS, Size
-from internvideo_server.engine import Engine, Output, parse_request
+from internvideo_server.engine import Engine, Output, VllmOptions, load_engine, parse_request
+from internvideo_server.engine.manager import load_language_model
 from internvideo_server.limits import EngineLimits
 
 ROWS, TEXT, QUESTION = 1280, 614, 32  # of 80 frames; 1,894 tokens in all
@@ -37,7 +33,7 @@ PATIENCE_S = 600.0
 class Stream:
     """A sink that notes when its tokens come."""
 
-    def __init__(self, ids: np.ndarray) -> None:
+    def __init__(self, ids: np.ndarray[Any, Any]) -> None:
         self.prompt = ids
         self.ids: list[int] = []
         self.times: list[float] = []
@@ -64,98 +60,65 @@ class Stream:
 
 
 def main(
-    size: Annotated[Size, typer.Option(help="of the random weights")] = Size.TINY,
-    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
+    engine: Annotated[Path, typer.Argument(exists=True, help="directory of export_llm.py, with slots for all streams")],
+    device: Annotated[str, typer.Option()] = "cuda:0" if torch.cuda.is_available() else "cpu",
+    vllm: Annotated[bool, typer.Option("--vllm", help="on vLLM instead of transformers")] = False,
+    quantization: Annotated[str, typer.Option(help="of vLLM's weights: none or fp8")] = "none",
     streams: Annotated[list[int], typer.Option(help="at once; repeatable")] = [1, 4, 16],  # noqa: B006 (typer's form)
     new_tokens: Annotated[int, typer.Option(help="of each answer")] = 128,
     baseline: Annotated[bool, typer.Option("--baseline", help="run generate too, on the same weights")] = False,
     name: Annotated[str, typer.Option(help="write benchmarks/results/NAME.json and .md")] = "",
 ) -> None:
     """Measure; print the table, and write it where a name is given, after each row."""
-    machine = surroundings("torch", "transformers", "numpy")
-    machine["gpu"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    model = random_model(size, torch.device(device))
-    options = f"--size {size} --device {device} --new-tokens {new_tokens}" + " --baseline" * baseline
-    options += "".join(f" --streams {count}" for count in streams)
-    notes = f"{machine['gpu'] or 'no GPU'}, {model.dtype}; {ROWS + TEXT} tokens of prompt, {new_tokens} of answer."
-    old = (by_generate(model, count, new_tokens) for count in (streams if baseline else []))
+    machine, on = surroundings("torch", "transformers", "numpy", "vllm"), torch.device(device)
+    notes = f"{on}, {EngineLimits.from_engine_dir(engine).dtype}; {ROWS + TEXT} tokens of prompt, {new_tokens} of answer."
+    options = VllmOptions(quantization=quantization) if vllm else None
+    old = by_generate(engine, on, streams, new_tokens) if baseline else iter(())
     rows: list[dict[str, Any]] = []
-    for row in chain(old, by_engine(model, streams, new_tokens)):
+    for row in chain(old, by_engine(engine, on, options, streams, new_tokens)):
         rows.append(row)
         typer.echo("\n".join(table(rows)[0 if len(rows) == 1 else -1 :]))
         if name:
-            write(name, machine, rows, f"python benchmarks/engine.py {options}", notes)
+            write(name, machine, rows, notes)
 
 
-def random_model(size: Size, device: torch.device) -> LlamaForCausalLM:
-    """The language model as Llama, made where it is to run; bfloat16 on a GPU."""
-    dimensions = DIMENSIONS[size]
-    config = LlamaConfig(
-        vocab_size=dimensions.vocab_size,
-        hidden_size=dimensions.llm_hidden,
-        num_hidden_layers=dimensions.llm_layers,
-        num_attention_heads=dimensions.llm_heads,
-        num_key_value_heads=dimensions.llm_kv_heads,
-        intermediate_size=dimensions.llm_mlp,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        attn_implementation="sdpa",
-    )
-    torch.manual_seed(0)
-    with device:
-        model = LlamaForCausalLM._from_config(config, dtype=config.dtype)
-    return model.eval()
-
-
-def by_engine(model: LlamaForCausalLM, streams: Sequence[int], new_tokens: int) -> Iterator[dict[str, Any]]:
+def by_engine(
+    folder: Path, device: torch.device, vllm: VllmOptions | None, streams: Sequence[int], new_tokens: int
+) -> Iterator[dict[str, Any]]:
     """The rows of the engine, first and second turns."""
-    most, device = max(streams), model.device
-    length = ROWS + TEXT + 2 * new_tokens + QUESTION
-    length = max(4096, -(-length // 1024) * 1024)
-    config = model.config
-    limits = EngineLimits(
-        dtype=str(model.dtype).removeprefix("torch."),
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        max_batch_size=most,
-        max_input_len=length - 1,
-        max_seq_len=length,
-        max_num_tokens=length,
-        max_prompt_embedding_table_size=most * ROWS,
-    )
     began = time.perf_counter()
-    engine = Engine(model, limits, max_queue_size=0, reuse=True, cancellation_check_period=0.1)
+    engine = load_engine(folder, device, max_queue_size=0, reuse=True, cancellation_check_period=0.1, vllm=vllm)
     started = time.perf_counter() - began
+    method = "vLLM" if vllm else "embedded"
     try:
         run(engine, device, [prompt(engine, 0)], [0], 4)  # the first pass of all loads kernels
         for count in streams:
             seeds = range(count * 100, count * 101)
             first = run(engine, device, [prompt(engine, seed) for seed in seeds], seeds, new_tokens)
-            yield {"method": "engine", "turn": "first", **figures(first), "start s": started}
+            yield {"method": method, "turn": "first", **figures(first), "start s": started}
             longer = [
                 np.concatenate([stream.prompt, stream.ids, text(seed, QUESTION)])
                 for stream, seed in zip(first, seeds, strict=True)
             ]
             second = run(engine, device, longer, seeds, new_tokens)
-            yield {"method": "engine", "turn": "second", **figures(second), "start s": started}
+            yield {"method": method, "turn": "second", **figures(second), "start s": started}
     finally:
         engine.close()
 
 
-def prompt(engine: Engine, seed: int) -> np.ndarray:
+def prompt(engine: Engine, seed: int) -> np.ndarray[Any, Any]:
     """Ids [N]: text around the rows of a prompt table."""
     words = text(seed, TEXT)
     return np.concatenate([words[:40], np.arange(ROWS) + engine.limits.vocab_size, words[40:]])
 
 
-def text(seed: int, count: int) -> np.ndarray:
+def text(seed: int, count: int) -> np.ndarray[Any, Any]:
     """Ids that every vocabulary has."""
     return np.random.default_rng(seed).integers(3, 256, count)
 
 
 def run(
-    engine: Engine, device: torch.device, prompts: Sequence[np.ndarray], seeds: Sequence[int], new_tokens: int
+    engine: Engine, device: torch.device, prompts: Sequence[np.ndarray[Any, Any]], seeds: Sequence[int], new_tokens: int
 ) -> list[Stream]:
     """Submit all prompts at once and wait for them."""
     limits, waiting = engine.limits, []
@@ -196,27 +159,29 @@ def figures(streams: list[Stream]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def by_generate(model: LlamaForCausalLM, count: int, new_tokens: int) -> dict[str, Any]:
-    """The row of ``generate``: all prompts as one batch, which is more than a server can hope for."""
-    ids = torch.from_numpy(np.stack([text(seed, ROWS + TEXT) for seed in range(count)])).to(model.device)
+def by_generate(folder: Path, device: torch.device, streams: Sequence[int], new_tokens: int) -> Iterator[dict[str, Any]]:
+    """The rows of ``generate``: all prompts as one batch, which is more than a server can hope for."""
+    model = load_language_model(folder / "llama", EngineLimits.from_engine_dir(folder).dtype, device)
     options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
-    model.generate(ids, max_new_tokens=2, **options)  # loads kernels
-    times = []
-    for tokens in (1, new_tokens):
-        began = time.perf_counter()
-        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, **options).cpu()
-        times.append(time.perf_counter() - began)
-    steps = times[1] - times[0]
-    return {
-        "method": "generate",
-        "turn": "first",
-        "streams": count,
-        "first token s": times[0],
-        "last first token s": times[0],
-        "tokens/s": count * (new_tokens - 1) / steps,
-        "ms/step": steps / (new_tokens - 1) * 1e3,
-        "start s": "-",
-    }
+    for count in streams:
+        ids = torch.from_numpy(np.stack([text(seed, ROWS + TEXT) for seed in range(count)])).to(device)
+        model.generate(ids, max_new_tokens=2, **options)  # loads kernels
+        times = []
+        for tokens in (1, new_tokens):
+            began = time.perf_counter()
+            model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, **options).cpu()
+            times.append(time.perf_counter() - began)
+        steps = times[1] - times[0]
+        yield {
+            "method": "generate",
+            "turn": "first",
+            "streams": count,
+            "first token s": times[0],
+            "last first token s": times[0],
+            "tokens/s": count * (new_tokens - 1) / steps,
+            "ms/step": steps / (new_tokens - 1) * 1e3,
+            "start s": "-",
+        }
 
 
 if __name__ == "__main__":

@@ -8,14 +8,9 @@ ways that were tried and not taken, too (80 frames). Without a GPU the device is
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +19,8 @@ import torch
 import tritonclient.grpc as grpcclient
 import typer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.laboratory import Laboratory
 from benchmarks.report import surroundings, table, write
-from internvideo_server.launch import find_tritonserver
-from internvideo_server.launch._backends import build_backends
-from internvideo_server.launch._ports import resolve_ports
 
 HERE = Path(__file__).resolve().parent
 CUDA = torch.cuda.is_available()
@@ -82,8 +73,6 @@ def main(
     counts = counts or [8, 16, 64, 80, 128, 256, 512]
     ways = {**KEPT, **(OLD if baseline else {})}
     machine, rows = surroundings("torch", "numpy", "tritonclient"), []
-    options = " ".join(f"--frames {count}" for count in counts) + f" --repeats {repeats}"
-    options += " --baseline" * baseline + " --others" * others + f" --sender-gpu {sender_gpu}" * (sender_gpu > 0)
     device = torch.cuda.get_device_name() if CUDA else "the CPU"
     notes = (
         f"To {device}. Median of {repeats} after 3 for warming up; `arrived`: the receiver's turn came; `on device`: all is "
@@ -91,7 +80,7 @@ def main(
         + "; ".join(f"`{way}`: {text}" for way, text in {**ways, **(OTHERS if others else {})}.items())
         + "."
     )
-    with tempfile.TemporaryDirectory() as directory, Server(Path(directory), sender_gpu) as server:
+    with tempfile.TemporaryDirectory() as directory, laboratory(Path(directory), sender_gpu) as server:
         with grpcclient.InferenceServerClient(server.url) as client:
             for count in counts:
                 for way in sorted({**ways, **OTHERS} if others and count == PROFILED else ways):
@@ -99,7 +88,7 @@ def main(
                         rows.append(measure(client, way, count, repeats))
                         typer.echo(table(rows)[-1])
                         if name:
-                            write(name, machine, rows, f"python benchmarks/handoff.py {options}", notes)
+                            write(name, machine, rows, notes)
     typer.echo("\n".join(table(rows)))
 
 
@@ -140,53 +129,17 @@ def profile(client: grpcclient.InferenceServerClient, inputs: list[grpcclient.In
     return control("profile: stop")
 
 
-class Server:
+def laboratory(directory: Path, sender_gpu: int) -> Laboratory:
     """tritonserver with the two models."""
-
-    def __init__(self, directory: Path, sender_gpu: int) -> None:
-        triton = find_tritonserver()
-        repository = directory / "models"
-        for model in ("sender", "receiver"):
-            (repository / model / "1").mkdir(parents=True)
-            shutil.copy(HERE / "handoff_models" / model / "config.pbtxt", repository / model)
-            shutil.copy(HERE / "handoff_models" / model / "model.py", repository / model / "1")
-            shutil.copy(HERE / "handoff_models" / "profiled.py", repository / model / "1")
-        (repository / "way" / "1").mkdir(parents=True)
-        (repository / "way" / "config.pbtxt").write_text(ENSEMBLE)
-        (directory / "none").mkdir()
-        build_backends(triton, directory / "none", directory / "backends")
-        ports = resolve_ports(dict.fromkeys(("--http-port", "--grpc-port", "--metrics-port"), ("127.0.0.1", 0)))
-        self.url = f"127.0.0.1:{ports['--grpc-port']}"
-        self._command = [str(triton.binary), f"--model-repository={repository}", f"--backend-directory={directory / 'backends'}"]
-        self._command += ["--disable-auto-complete-config", *(f"{flag}={port}" for flag, port in ports.items())]
-        self._command += [f"--backend-config=python,shm-region-prefix-name=handoff_{os.getpid()}_"]
-        if CUDA:
-            self._command += [f"--cuda-memory-pool-byte-size={gpu}:{1 << 30}" for gpu in {0, sender_gpu}]
-        self._environment = triton.environment({**os.environ, "HANDOFF_SENDER": f"cuda:{sender_gpu}"})
-        self._log = directory / "log"
-
-    def __enter__(self) -> Server:
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 60
-        with grpcclient.InferenceServerClient(self.url) as client:
-            while True:
-                try:
-                    if client.is_server_ready():
-                        return self
-                except Exception:  # not listening yet
-                    pass
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.__exit__()
-                    raise SystemExit(self._log.read_text()[-3000:])
-                time.sleep(0.1)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(40)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+    for model in ("sender", "receiver"):
+        (directory / "models" / model / "1").mkdir(parents=True)
+        shutil.copy(HERE / "handoff_models" / model / "config.pbtxt", directory / "models" / model)
+        shutil.copy(HERE / "handoff_models" / model / "model.py", directory / "models" / model / "1")
+        shutil.copy(HERE / "handoff_models" / "profiled.py", directory / "models" / model / "1")
+    (directory / "models" / "way" / "1").mkdir(parents=True)
+    (directory / "models" / "way" / "config.pbtxt").write_text(ENSEMBLE)
+    pools = [f"--cuda-memory-pool-byte-size={gpu}:{1 << 30}" for gpu in {0, sender_gpu}] if CUDA else []
+    return Laboratory(directory, pools, {"HANDOFF_SENDER": f"cuda:{sender_gpu}"})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import av
 import typer
@@ -29,7 +29,7 @@ def make(
         stream = target.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "x264-params": _parameters(group)})
         stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, FPS)
-        packets: list[tuple[int, int, av.Packet]] = []
+        packets: list[tuple[int, int, av.Packet[Any]]] = []
         for i in range(frames):
             picture = pictures[i % len(pictures)]
             picture.pts, picture.time_base = i, stream.time_base

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,13 +90,14 @@ class OldMethod:
         count, side = len(tokens), 32
         grid = tokens.view(count, side // 2, 2, side // 2, 2, -1).transpose(2, 3)  # [T, 16, 16, 2, 2, C]
         merged = _merge(grid.reshape(count // 4, 4 * (side // 2) ** 2, -1), self._chunks)  # [T / 4, 64, 4 C]
-        return self._projector(merged).flatten(0, 1)
+        rows: Tensor = self._projector(merged).flatten(0, 1)
+        return rows
 
     def _through_shared_memory(self, rows: Tensor) -> Tensor:
         host = rows.view(torch.uint8).cpu().numpy()
         memory = SharedMemory(create=True, size=host.nbytes)
         try:
-            shared = np.ndarray(host.shape, np.uint8, memory.buf)
+            shared: np.ndarray[Any, Any] = np.ndarray(host.shape, np.uint8, memory.buf)
             shared[:] = host
             returned = torch.from_numpy(shared.copy()).to(self._device).view(rows.dtype)
             del shared

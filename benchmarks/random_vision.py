@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from build_scripts._checkpoint_layout import DIMENSIONS, Size, tensor_specs
-from build_scripts._demo.network import vision_config
-from internvideo_server.vision import VisionConfig
-from internvideo_server.vision.tower import VisionTower, make_projector
+from build_scripts.checkpoint_sizes import DIMENSIONS, Size, tensor_specs
+from build_scripts.demo_model.train.network import vision_config
+from internvideo_server.vit.vision import VisionConfig
+from internvideo_server.vit.vision.tower import VisionTower, make_projector
 
 
 def random_parts(device: str, dtype: torch.dtype, seed: int = 0) -> tuple[VisionConfig, VisionTower, nn.Sequential]:

@@ -10,10 +10,10 @@ Normalize in float32, attention with its scores in memory, merging with the orig
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,16 +22,13 @@ import torch.nn.functional as F  # noqa: N812
 import typer
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.random_vision import moving_frames, random_parts
 from benchmarks.report import surroundings, table, write
 from benchmarks.vision_accuracy import accuracy
 from internvideo_server.checkpoint import Checkpoint
-from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision import FRAMES_PER_GROUP, Quantization, VisionConfig, VisionModel
-from internvideo_server.vision._loading import load_vision
-from internvideo_server.vision.tower import VisionTower, normalise, pixel_shuffle
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.vit.vision import Quantization, VisionConfig, VisionModel, load_vision
+from internvideo_server.vit.vision.tower import VisionTower, normalise, pixel_shuffle
 
 FRAMES = [8, 16, 64, 80, 128, 256, 512]
 Method = Callable[[Tensor], Tensor]
@@ -66,10 +63,6 @@ def main(
     typer.echo(f"seconds to load, compile and record: {starts}; GPU memory in use: {in_use}")
 
     weights = "random weights of the real size" if checkpoint is None else f"weights of {checkpoint.name}"
-    options = "".join(f" --frames {count}" for count in frames) * (frames != FRAMES)
-    options += " --baseline" * baseline + " --fp8" * fp8 + f" --dtype {dtype}" * (dtype != "bfloat16")
-    command = f"python benchmarks/vision.py{options} --repeats {repeats} --seconds {seconds:g}"
-
     exact = VisionModel(*load(checkpoint, device, torch.float32))
     checked = moving_frames(8, seed=5).to(device)
     exactness = [{"model": label, **asdict(accuracy(model, exact, checked))} for label, model in models.items()]
@@ -77,7 +70,7 @@ def main(
     typer.echo("\n".join(table(exactness)))
     if name:
         about = f"{weights}; against float32 on 8 frames; `off` is 1 - cosine, see benchmarks/vision_accuracy.py."
-        write(f"{name}_accuracy", machine, exactness, command, about)
+        write(f"{name}_accuracy", machine, exactness, about)
 
     notes = (
         f"{weights}, {dtype}. `ms`: one video on a rested GPU, median of {repeats}; `ms in a row`: one after the other for "
@@ -96,7 +89,7 @@ def main(
         wanted = methods if count <= others_up_to else {"server": methods["server"]}
         rows += measure(clock, wanted, moving_frames(count).to(device), operations(config, count), rate)
         if name:
-            write(name, machine, rows, command, notes)
+            write(name, machine, rows, notes)
     typer.echo("\n".join(table(rows)))
 
 
@@ -122,9 +115,9 @@ def measure(
     clock: Clock, methods: dict[str, Method], video: Tensor, work: float, rate: tuple[float, float]
 ) -> list[dict[str, Any]]:
     """The rows of one video, of which the tower has ``work`` operations."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, embed in methods.items():
-        rested, in_a_row, peak = clock.time(lambda embed=embed: embed(video))
+        rested, in_a_row, peak = clock.time(partial(embed, video))
         rows.append(
             {
                 "frames": len(video),
@@ -201,18 +194,21 @@ class OldMethod:
     def embed(self, frames: Tensor) -> Tensor:
         """uint8 [T, 3, 448, 448] to [16 T, hidden]."""
         x = self.tower.embeddings(normalise(frames).to(self.tower.embeddings.class_embedding.dtype))
-        for layer in self.tower.encoder.layers:
+        layers: Any = self.tower.encoder.layers
+        for layer in layers:
             x = x + self._attention(layer.attn, layer.norm1(x)) * layer.ls1
             x = x + layer.mlp(layer.norm2(x)) * layer.ls2
         x = pixel_shuffle(x, self.config.patches_per_side)
         x = x.reshape(-1, FRAMES_PER_GROUP * self.config.tokens_per_frame, self.config.shuffled_size)
-        return self.projector(self._merge(x)).flatten(0, 1)
+        rows: Tensor = self.projector(self._merge(x)).flatten(0, 1)
+        return rows
 
     @staticmethod
-    def _attention(attention: nn.Module, x: Tensor) -> Tensor:
+    def _attention(attention: Any, x: Tensor) -> Tensor:
         q, k, v = attention.qkv(x).view(*x.shape[:2], 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        return attention.proj((scores.softmax(3) @ v).transpose(1, 2).flatten(2))
+        projected: Tensor = attention.proj((scores.softmax(3) @ v).transpose(1, 2).flatten(2))
+        return projected
 
     def _merge(self, x: Tensor) -> Tensor:
         sizes = torch.ones_like(x[:, :, :1])

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from internvideo_server.limits import TOKENS_PER_FRAME
-from internvideo_server.vision import FRAMES_PER_GROUP, VisionModel
-from internvideo_server.vision.merging import average, choose, closest_odd, merge_metric, metric_of
-from internvideo_server.vision.tower import pixel_shuffle
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.vit.vision import VisionModel
+from internvideo_server.vit.vision.merging import average, choose, closest_odd, merge_metric, metric_of
+from internvideo_server.vit.vision.tower import pixel_shuffle
 
 MERGED = FRAMES_PER_GROUP * TOKENS_PER_FRAME  # tokens of a group
 

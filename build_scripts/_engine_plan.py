@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from internvideo_server.context import ANSWER_TOKENS, CPU_FRAMES, TEXT_TOKENS, frame_tokens
 from internvideo_server.limits import FRAMES_PER_GROUP, MAX_POSITIONS, TOKENS_PER_FRAME, EngineLimits
 
 
@@ -38,7 +39,7 @@ class EngineDtype(StrEnum):
 class Sizes:
     """What the engine must hold. Lengths are in tokens.
 
-    The defaults give the lengths that the model was served with before: prompts of 6144, 8192 in all.
+    By the rule of `serve` (:mod:`internvideo_server.context`), number by number.
 
     Args:
         max_batch_size: Requests in flight at once.
@@ -51,9 +52,9 @@ class Sizes:
     """
 
     max_batch_size: int = 2
-    max_frames: int = 128
-    max_text_tokens: int = 3200
-    max_output_tokens: int = 2048
+    max_frames: int = CPU_FRAMES
+    max_text_tokens: int = TEXT_TOKENS
+    max_output_tokens: int = ANSWER_TOKENS
 
     def __post_init__(self) -> None:
         if self.max_frames < 1 or self.max_frames % FRAMES_PER_GROUP:
@@ -73,16 +74,8 @@ class Sizes:
             )
 
     @property
-    def tokens_per_frame(self) -> int:
-        """``Frame12: <img>`` + 16 visual tokens + ``</img>`` and a line break, with InternLM2's tokenizer.
-
-        A frame's number is one token up to three digits (the prompt's published lengths grow by 23 a frame).
-        """
-        return 23 if self.max_frames < 1000 else 24
-
-    @property
     def max_input_len(self) -> int:
-        return self.max_frames * self.tokens_per_frame + self.max_text_tokens
+        return frame_tokens(self.max_frames) + self.max_text_tokens
 
     @property
     def max_seq_len(self) -> int:
@@ -100,9 +93,9 @@ class Sizes:
 
     def explain(self) -> list[str]:
         """How the engine's numbers come about, a line each."""
-        per_frame = self.tokens_per_frame
+        frames = f"{self.max_frames} frames x 23" if self.max_frames < 1000 else f"{frame_tokens(self.max_frames)} for frames"
         return [
-            f"max_input_len {self.max_input_len} = {self.max_frames} frames x {per_frame} + {self.max_text_tokens} of text",
+            f"max_input_len {self.max_input_len} = {frames} + {self.max_text_tokens} of text",
             f"max_seq_len {self.max_seq_len} = {self.max_input_len} + {self.max_output_tokens} of answer",
             f"max_num_tokens {self.max_num_tokens} = max_input_len: a whole prompt in one step (longer ones go in chunks)",
             f"max_multimodal_len {self.max_multimodal_len} = batch {self.max_batch_size} x {self.max_frames} frames x "

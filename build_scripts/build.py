@@ -26,10 +26,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from internvideo_server.checkpoint import Checkpoint, CheckpointError
-from internvideo_server.launch._engine import GRAMMAR_FILE
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._engine_plan import (
     EngineDtype,
     Plan,
@@ -43,6 +39,10 @@ from build_scripts._engine_plan import (
 )
 from build_scripts._steps import Step, StepError, beside
 from build_scripts.check_checkpoint import check_checkpoint
+from internvideo_server.checkpoint import Checkpoint, CheckpointError
+from internvideo_server.context import ANSWER_TOKENS, CPU_FRAMES, TEXT_TOKENS
+from internvideo_server.engine_directory import GRAMMAR_FILE
+from internvideo_server.settings import ServeSettings
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -116,7 +116,8 @@ def plan_steps(
             [
                 script(
                     *("render_repository", "--checkpoint", checkpoint, "--engine", engine, "--out", repository),
-                    *("--max-frames", str(sizes.max_frames)),
+                    *("--device", "cuda", "--max-frames", str(sizes.max_frames)),
+                    *("--num-frames", str(min(ServeSettings().num_frames, sizes.max_frames))),
                 )
             ],
         ),
@@ -182,9 +183,9 @@ def main(
     tp: Annotated[int, typer.Option(help="GPUs that share each layer.")] = 1,
     pp: Annotated[int, typer.Option(help="Groups of GPUs that share the layers.")] = 1,
     max_batch_size: Annotated[int, typer.Option(help="Requests in flight at once.")] = 2,
-    max_frames: Annotated[int, typer.Option(help="Frames of one request, all its videos together.")] = 128,
-    max_text_tokens: Annotated[int, typer.Option(help="Tokens of a prompt beside its frames.")] = 3200,
-    max_output_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 2048,
+    max_frames: Annotated[int, typer.Option(help="Frames of one request, all its videos together.")] = CPU_FRAMES,
+    max_text_tokens: Annotated[int, typer.Option(help="Tokens of a prompt beside its frames.")] = TEXT_TOKENS,
+    max_output_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = ANSWER_TOKENS,
     calib_dataset: Annotated[
         str, typer.Option(help="Text for fp8 and int4-awq: a name on the hub, or a directory (split train, column text).")
     ] = "cnn_dailymail",
@@ -205,6 +206,8 @@ def main(
         plan = Plan(sizes, quantization, dtype, tp, pp, calib_dataset, calib_size)
         checkpoint, out = Path(os.path.abspath(checkpoint)), Path(os.path.abspath(out))
         steps = plan_steps(checkpoint, out, plan, trtllm_python=trtllm_python, trtllm_examples=trtllm_examples)
+        if dry_run:  # what is printed should be able to run
+            check_checkpoint(checkpoint, tp=tp, pp=pp)
         for line in sizes.explain():
             console.print(f"# {line}", markup=False, highlight=False, soft_wrap=True)
         if dry_run:

@@ -7,7 +7,6 @@ scale found without them would cut them off. The texts hold no video, so the row
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,6 @@ import typer
 from rich.console import Console
 from tokenizers import Tokenizer, processors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
 from build_scripts._steps import replacing
 
 _TOKENIZER_CONFIG = {

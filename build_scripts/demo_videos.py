@@ -1,7 +1,7 @@
 """Write videos of simple shapes, and questions about them with what counts as right.
 
 ``questions.json`` is a list of ``{"video", "codec", "format", "kind", "language", "question", "answer", "accepted", "rejected",
-"held_out"}``: an answer is right if it contains an accepted form and no rejected one (`build_scripts/_demo/grading.py`). The
+"held_out"}``: an answer is right if it contains an accepted form and no rejected one (`demo_model/train/grading.py`). The
 files are drawn and encoded by other code than training's frames, in several codecs, sizes and frame rates.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +19,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
-from build_scripts._demo.film import film, sample_format
-from build_scripts._demo.questions import Asker
-from build_scripts._demo.scene import Scene, sample_scene
-from build_scripts._demo.words import LANGUAGES
+from build_scripts.demo_model.train.film import film, sample_format
+from build_scripts.demo_model.train.questions import Asker
+from build_scripts.demo_model.train.scene import Scene, sample_scene
+from build_scripts.demo_model.train.words import LANGUAGES
 
 STREAM = 3_000_000_000  # far from the seeds of training
 HELD_OUT_SHARE = 0.25  # of the questions
@@ -44,7 +42,8 @@ def write_videos(out: Path, seed: int, count: int, real: Sequence[Path] = ()) ->
     """
     out.mkdir(parents=True, exist_ok=True)
     questions: list[dict[str, Any]] = []
-    for number in track(range(count), "videos", console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    for number in track(range(count), "videos", console=console, transient=True, disable=not console.is_terminal):
         source = np.random.default_rng((STREAM, seed, number))
         video_format = sample_format(source)
         scene = sample_scene(source, width_factor=video_format.height / video_format.width)

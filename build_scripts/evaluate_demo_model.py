@@ -7,7 +7,6 @@ python build_scripts/evaluate_demo_model.py /tmp/videos --num-frames 8 --num-fra
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
-from build_scripts._demo.grading import is_right
+from build_scripts.demo_model.train.grading import is_right
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -69,7 +67,8 @@ def evaluate(
         return {**asked, "num_frames": num_frames, "said": said, "right": is_right(said, asked["accepted"], asked["rejected"])}
 
     with ThreadPoolExecutor(parallel) as pool:
-        return list(track(pool.map(one, questions), f"{num_frames} frames", len(questions), console=Console(stderr=True)))
+        answers, bar = pool.map(one, questions), Console(stderr=True)
+        return list(track(answers, f"{num_frames} frames", len(questions), console=bar, disable=not bar.is_terminal))
 
 
 def tallies(answers: list[dict[str, Any]]) -> dict[str, Tally]:

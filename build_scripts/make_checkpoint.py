@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
@@ -22,10 +21,9 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
-from build_scripts._checkpoint_layout import DIMENSIONS, Size, TensorSpec, model_config, tensor_specs
-from build_scripts._random_tokenizer import write_tokenizer
-from build_scripts._shards import ShardWriter
+from build_scripts.checkpoint_sizes import DIMENSIONS, Size, TensorSpec, model_config, tensor_specs
+from build_scripts.random_tokenizer import write_tokenizer
+from internvideo_server.export.shards import ShardWriter
 
 MAX_SHARD_BYTES = 5_000_000_000  # save_pretrained's limit when the real checkpoint was written
 
@@ -113,7 +111,15 @@ def _write_weights(out: Path, parts: list[list[TensorSpec]], dtype: Dtype, seed:
             file = "model.safetensors" if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
             drawn = pool.map(lambda spec: (spec.name, _random_tensor(spec, dtype, seed)), specs)
             console = Console(stderr=True)
-            tensors = dict(track(drawn, f"weights {number}/{len(parts)}", len(specs), console=console, transient=True))
+            shown = track(
+                drawn,
+                f"weights {number}/{len(parts)}",
+                len(specs),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
+            tensors = dict(shown)
             writer.write(out / file, tensors)
             weight_map |= dict.fromkeys(tensors, file)
             total_size += sum(tensor.nbytes for tensor in tensors.values())

@@ -1,31 +1,24 @@
 """How much GPU memory a deployment needs, as a table: what docs/production.md shows, and for other numbers.
 
-Weights, KV cache and prompt tables follow from the model's shape; the allowances for contexts, activations and buffers are those
-of ``internvideo doctor`` (``internvideo_server.doctor``).
+The arithmetic is the launcher's and the doctor's (``internvideo_server.memory``).
 """
 
 from __future__ import annotations
 
-import math
-import sys
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from internvideo_server.checkpoint import Checkpoint
-from internvideo_server.doctor._memory import ENGINE_ALLOWANCE, GIB, VISION_ALLOWANCE, kv_bytes_per_token
-from internvideo_server.doctor._shapes import expected_shapes
-from internvideo_server.launch._engine import prompt_table_bytes
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
-from build_scripts._checkpoint_layout import DIMENSIONS, Size, model_config
 from build_scripts._engine_plan import Plan, Quantization, Sizes, engine_bytes
+from build_scripts.checkpoint_sizes import DIMENSIONS, Size, model_config
+from internvideo_server.context import RESERVE, Context, most_frames
+from internvideo_server.limits import MAX_POSITIONS
+from internvideo_server.memory import GIB, Deployment
+from internvideo_server.settings import ServeSettings
 
 _CONFIG = model_config(DIMENSIONS[Size.FULL], "bfloat16")
-_REAL = cast(Checkpoint, SimpleNamespace(vision_config=_CONFIG["vision_config"], llm_config=_CONFIG["llm_config"]))
 
 
 def gpu_bytes(plan: Plan) -> dict[str, int]:
@@ -34,17 +27,24 @@ def gpu_bytes(plan: Plan) -> dict[str, int]:
     Args:
         plan: Sizes, quantisation and parallelism; bfloat16.
     """
-    llm, sizes = _CONFIG["llm_config"], plan.sizes
-    limits = sizes.limits(plan.dtype.value, llm["vocab_size"], llm["hidden_size"])
-    element = 1 if plan.quantization is Quantization.FP8 else 2  # that preset's cache is FP8, too
-    token = kv_bytes_per_token(llm, plan.tp, plan.pp, element)
-    vision = sum(math.prod(shape) for name, shape in expected_shapes(_REAL).items() if not name.startswith("language_model."))
+    sizes = plan.sizes
+    deployment = Deployment(
+        _CONFIG,
+        plan.dtype.value,
+        sizes.max_batch_size,
+        ServeSettings().cuda_region_count,
+        weights=engine_bytes(_CONFIG["llm_config"], plan.quantization) // plan.world_size,
+        kv_element=1 if plan.quantization is Quantization.FP8 else None,  # that preset's cache is FP8, too
+        tp=plan.tp,
+        pp=plan.pp,
+    )
+    need = deployment.need(Context(sizes.max_frames, sizes.max_seq_len))
     return {
-        "weights": engine_bytes(llm, plan.quantization) // plan.world_size,
-        "KV cache": sizes.max_batch_size * sizes.max_seq_len * token,
-        "prompt tables": prompt_table_bytes(limits),
-        "vision tower": 2 * vision + VISION_ALLOWANCE,
-        "allowance": ENGINE_ALLOWANCE,
+        "weights": need.weights,
+        "KV cache": need.kv_cache,
+        "prompt tables": need.prompt_tables,
+        "vision tower": need.vision,
+        "allowance": need.allowance,
     }
 
 
@@ -60,13 +60,36 @@ def table(frames: list[int], batches: list[int], tp: int = 1) -> str:
     return "\n".join(lines)
 
 
+def small_cards(caps: list[int], batches: list[int]) -> str:
+    """The most frames of one request that `serve --gpu-memory CAP` takes: rows of cap and batch; markdown."""
+    embedded = Deployment(_CONFIG, "bfloat16", 1, ServeSettings().cuda_region_count)
+    ways = {
+        "embedded, bfloat16": embedded,
+        "vLLM, bfloat16": embedded.on_vllm("none", "auto", 1),
+        "vLLM, int8": embedded.on_vllm("int8", "auto", 1),
+        "vLLM, FP8, FP8 KV cache": embedded.on_vllm("fp8", "fp8", 1),
+    }
+    lines = [f"| GiB | batch | {' | '.join(ways)} |", "|" + "---:|" * (2 + len(ways))]
+    for cap, batch in product(caps, batches):
+        frames = [
+            replace(way, max_batch_size=batch).most_frames(cap * GIB, most_frames(MAX_POSITIONS - RESERVE))
+            for way in ways.values()
+        ]
+        lines.append(f"| {cap} | {batch} | {' | '.join(str(count) if count else '-' for count in frames)} |")
+    return "\n".join(lines)
+
+
 def main(
     frames: Annotated[list[int] | None, typer.Option(help="Frames of one request (repeatable).")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Requests in flight at once (repeatable).")] = None,
     tp: Annotated[int, typer.Option(min=1, help="GPUs that share each layer: the figures are for the first.")] = 1,
+    cap: Annotated[list[int] | None, typer.Option(help="GiB that --gpu-memory gives (repeatable).")] = None,
 ) -> None:
-    """Print the GPU memory that a deployment needs, in GiB."""
-    typer.echo(table(frames or [64, 128, 256, 512], batch or [1, 2, 8], tp))
+    """Print the GPU memory that a deployment needs, in GiB, or with --cap the frames that fit into so many."""
+    if cap:
+        typer.echo(small_cards(cap, batch or [1, 2, 8]))
+    else:
+        typer.echo(table(frames or [64, 128, 256, 512], batch or [1, 2, 8], tp))
 
 
 if __name__ == "__main__":

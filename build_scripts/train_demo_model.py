@@ -1,7 +1,7 @@
 """Train the demo model: a small InternVideo2.5 that understands videos of simple shapes.
 
-The videos are rendered on the fly, the questions written beside them; see `build_scripts/_demo`. A run is a fixed number
-of steps, done in one or several stretches: called again with the same options, it goes on where it stopped::
+The videos are rendered on the fly, the questions written beside them; see `build_scripts/demo_model/train`. A run is a fixed
+number of steps, done in one or several stretches: called again with the same options, it goes on where it stopped::
 
     python build_scripts/train_demo_model.py --out build_scripts/demo_model --state /tmp/demo --stretch-seconds 530
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,17 +24,16 @@ import typer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found as a script, too
-from build_scripts._checkpoint_layout import model_config
-from build_scripts._demo.course import Course, Steps, from_scratch, layouts, refinement
-from build_scripts._demo.network import DEMO
-from build_scripts._demo.packing import Packer
-from build_scripts._demo.scoring import TEST_SEED, score
-from build_scripts._demo.textures import find_photos, make_bank
-from build_scripts._demo.training import REFINING_RATE, Trainer
-from build_scripts._demo.vocabulary import write_demo_tokenizer
-from build_scripts.export_tokenizer import export_tokenizer
-from internvideo_server.chat import ChatTokenizer
+from build_scripts.checkpoint_sizes import model_config
+from build_scripts.demo_model.train.course import Course, Steps, from_scratch, layouts, refinement
+from build_scripts.demo_model.train.network import DEMO
+from build_scripts.demo_model.train.packing import Packer
+from build_scripts.demo_model.train.scoring import TEST_SEED, score
+from build_scripts.demo_model.train.textures import find_photos, make_bank
+from build_scripts.demo_model.train.training import REFINING_RATE, Trainer
+from build_scripts.demo_model.train.vocabulary import write_demo_tokenizer
+from internvideo_server.export.tokenizer import export_tokenizer
+from internvideo_server.preprocessing.chat import ChatTokenizer
 
 TEXTURE_SIDE = 512  # pixels
 _LEAST_SEQUENCES = 16  # in the last evaluation, for each of its batches

@@ -1,19 +1,23 @@
-# The OpenAI adapter and the command line, without torch and without a GPU. From the project's root:
+# The command line and the router, without torch and without a GPU. From the project's root:
 #   docker build -f docker/client.Dockerfile -t internvideo-client .
-FROM python:3.12-slim AS build
+ARG BASE=python:3.12-slim
+FROM ${BASE} AS build
+COPY docker/requirements.client.lock /src/docker/
+RUN python3 -m venv /opt/internvideo && \
+    /opt/internvideo/bin/pip install --no-cache-dir --require-hashes --no-deps -r /src/docker/requirements.client.lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY client /src/client
 COPY server /src/server
-RUN python3 -m venv /opt/internvideo && /opt/internvideo/bin/pip install --no-cache-dir /src
+COPY model_repository /src/model_repository
+COPY examples /src/examples
+COPY build_scripts/demo_model /src/build_scripts/demo_model
+RUN /opt/internvideo/bin/pip install --no-cache-dir --no-deps --no-build-isolation /src
 
-FROM python:3.12-slim
+FROM ${BASE}
+RUN apt-get update && apt-get install --yes --no-install-recommends haproxy && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/internvideo /opt/internvideo
 ENV PATH=/opt/internvideo/bin:${PATH} PYTHONUNBUFFERED=1 HOME=/tmp
 USER 1000:1000
 WORKDIR /tmp
-EXPOSE 9997
-HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:9997/health/ready', timeout=8)"]
-STOPSIGNAL SIGTERM
-ENTRYPOINT ["python3", "-m", "internvideo_client.adapter"]
-CMD ["--host", "0.0.0.0", "--triton", "server:8001", "--tokenizer", "/engine/tokenizer.json"]
+ENTRYPOINT ["internvideo"]
+CMD ["--help"]

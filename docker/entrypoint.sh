@@ -1,6 +1,6 @@
 #!/bin/sh
-# The launcher as a container: `serve`, `doctor`, `chat` and `demo` are internvideo's commands, `build` makes an engine,
-# anything else is run as it is.
+# The launcher as a container: `serve`, `tritonserver`, `doctor`, `chat` and `demo` are internvideo's commands, `build` makes an engine
+# of TensorRT-LLM and `export` one for vLLM, anything else is run as it is.
 set -eu
 
 # NVIDIA's own entry point first, where there is one: it sets up CUDA forward compatibility.
@@ -20,12 +20,16 @@ if [ -z "${OPAL_PREFIX:-}" ]; then
 fi
 
 case "${1:-serve}" in
-  serve | doctor | chat | demo)
+  serve | tritonserver | doctor | chat | demo)
     exec internvideo "${@:-serve}"
     ;;
   build)
     shift
     exec python3 "${INTERNVIDEO_HOME:?}/build_scripts/build.py" "$@"
+    ;;
+  export)
+    shift
+    exec python3 "${INTERNVIDEO_HOME:?}/build_scripts/export_llm.py" "$@"
     ;;
   *)
     exec "$@"

@@ -19,7 +19,7 @@ from internvideo_server.launch import RunningServer
 
 MODEL = "InternVideo2_5"
 #: Options of a server that shares no port with another.
-FREE_PORTS: dict[str, Any] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
+FREE_PORTS: dict[str, Any] = dict.fromkeys(("port", "triton_grpc_port", "triton_metrics_port"), 0)
 TIMEOUT_S = 120.0
 MOST_SECONDS = 60.0  # of waiting for something that comes at once on a quiet machine
 

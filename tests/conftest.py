@@ -6,19 +6,26 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from build_scripts.make_checkpoint import make_checkpoint
-from internvideo_server.launch import RunningServer, ServeOptions, start
+from internvideo_server.engine import Engine
+from internvideo_server.launch import RunningServer, start
+from internvideo_server.settings import ServeSettings
+from tests import engine_lab
 from tests.asking import FREE_PORTS
 from tests.fake_triton import FakeTriton, running
+from tests.launch_lab import Lab
+from tests.launch_runs import laboratory
+from tests.router_lab import Replicas, Router, needs_haproxy
 
 ROOT = Path(__file__).resolve().parent.parent
 
-hypothesis.settings.register_profile("any-load", deadline=None)  # a busy machine is no fault
+hypothesis.settings.register_profile("any-load", deadline=None)  # a busy machine is not a fault
 hypothesis.settings.load_profile("any-load")
 
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
@@ -60,7 +67,7 @@ def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The whole system on free ports, once a session."""
-    options = ServeOptions(
+    options = ServeSettings(
         checkpoint=checkpoint,
         device="cpu",
         allowed_local_media_path=(media_dir,),
@@ -91,3 +98,45 @@ def free_ports() -> list[int]:
         for each in (a, b, c):
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in (a, b, c)]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """Trivial models for the real tritonserver; no run of theirs leaves anything."""
+    with laboratory(tmp_path, monkeypatch) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    """Adapters with a scripted Triton each."""
+    needs_haproxy()
+    with ExitStack() as stack:
+        yield Replicas(tmp_path_factory.mktemp("replicas"), stack)
+
+
+@pytest.fixture(scope="module")
+def router(replicas: Replicas, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
+    """A real HAProxy before them."""
+    with Router(tmp_path_factory.mktemp("router"), replicas.options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Of the engine: each test that asks for it runs on a GPU, too."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def engine_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint's engine directory."""
+    return engine_lab.export(checkpoint, tmp_path_factory.mktemp("engine") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(engine_dir: Path, device: str) -> Iterator[Engine]:
+    """The embedded engine, without Triton, once a file."""
+    running = engine_lab.start(engine_dir, device)
+    yield running
+    running.close()

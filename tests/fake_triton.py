@@ -22,8 +22,13 @@ from tokenizers import Tokenizer, decoders, models
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
 
-from internvideo_client.adapter import AdapterSettings, create_app
+from internvideo_client.adapter import create_app
+from internvideo_server.settings import AdapterSettings
 
+TEXTS = ("guided_decoding_guide_type", "guided_decoding_guide", "cache_salt")
+LISTS = ("video_sizes", "stop_token_ids", "bad_words_list", "embedding_bias")
+#: What the ensemble takes beside its first inputs.
+INPUTS = (*TEXTS, *LISTS, "video_bytes", "min_p", "num_return_sequences", "num_top_logprobs", "ignore_eos")
 PROMPT_TOKENS = 1894
 CONTEXT_LENGTH = PROMPT_TOKENS + 6
 
@@ -38,20 +43,25 @@ class Step:
     log_probs: list[float] | None = None  # cumulative, as TensorRT-LLM's are
     silent: bool = False  # the engine's process died: nothing comes any more
     abort: str | None = None  # the stream ends with this gRPC status
+    sequence: int | None = None  # of num_return_sequences
+    top: list[list[tuple[int, float]]] | None = None  # likeliest tokens with each
     cut: bool = False  # the stream ends well, without a final response
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self) -> None:
         self.script: list[Step] = []
+        self.first_scripts: list[list[Step]] = []  # of the first requests, where they are not answered by `script`
+        self.port = 0
         self.requests: list[dict[str, Any]] = []  # of the ensemble: its tensors, and "id"
         self.stops: list[tuple[str, str]] = []  # model, request id
         self.cancelled = threading.Event()
         self.reached = threading.Event()  # a request is at the ensemble
         self.not_ready: set[str] = set()
         self.dead: set[str] = set()  # ready as ever, but their process is gone
+        self.inputs: tuple[str, ...] = INPUTS
         self.lingers_s = 0.0  # from the final response to the end of the stream
-        self.figures: dict[str, dict[str, float]] = {}  # what a model tells of the last request
+        self.report: dict[str, Any] = {}  # what `vit` tells of the last request
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerReadyResponse(ready="server" not in self.not_ready)
@@ -59,21 +69,30 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelReady(self, request: Any, context: Any) -> Any:
         return service_pb2.ModelReadyResponse(ready=request.name not in self.not_ready)
 
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        response = service_pb2.ModelMetadataResponse(name=request.name)
+        for name in self.inputs:
+            response.inputs.add(name=name)
+        return response
+
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         asked = tensors(request)
-        assert asked in ({"stop": True}, {"timings": True}), "preprocessing and vit take a stop, or a question for timings, alone"
+        assert asked in ({"stop": True}, {"timings": True}), (
+            "preprocessing and vit take a stop, vit a question for the report, alone"
+        )
         if request.model_name in self.dead:
             await context.abort(grpc.StatusCode.INTERNAL, f"Stub process '{request.model_name}_0_0' is not healthy.")
         if "timings" in asked:
-            return self._figures(request)
+            assert request.model_name == "vit"
+            return self._report(request)
         self.stops.append((request.model_name, request.id))
         return service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
 
-    def _figures(self, request: Any) -> Any:
+    def _report(self, request: Any) -> Any:
         response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
-        figures = self.figures.get(request.model_name, {}) if request.id == self.requests[-1]["id"] else {}
+        report = self.report if request.id == self.requests[-1]["id"] else {}
         response.outputs.add(name="timings", datatype="BYTES", shape=[1, 1])
-        response.raw_output_contents.append(serialize_byte_tensor(np.array([json.dumps(figures).encode()], np.object_)).item())
+        response.raw_output_contents.append(serialize_byte_tensor(np.array([json.dumps(report).encode()], np.object_)).item())
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -102,7 +121,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def _answer(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(tensors(request) | {"id": request.id})
         self.reached.set()
-        for step in self.script:
+        for step in self.first_scripts.pop(0) if self.first_scripts else self.script:
             if step.gate is not None:
                 while not step.gate.is_set():
                     await asyncio.sleep(0.005)
@@ -122,6 +141,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             }
             if step.log_probs is not None:
                 values["output_log_probs"] = np.array(step.log_probs, np.float32).reshape(1, 1, -1)
+            if step.sequence is not None:
+                values["sequence_index"] = np.array([[step.sequence]], np.int32)
+            if step.top is not None:
+                values["top_logprob_ids"] = np.array([[[i for i, _ in row] for row in step.top]], np.int32)
+                values["top_logprobs"] = np.array([[[p for _, p in row] for row in step.top]], np.float32)
             yield stream_response(values)
         yield stream_response(final=True)
         await asyncio.sleep(self.lingers_s)
@@ -131,11 +155,17 @@ def tensors(request: Any) -> dict[str, Any]:
     """The request's inputs as plain values; `messages` parsed."""
     values: dict[str, Any] = {}
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
-        if tensor.datatype == "BYTES":
+        if tensor.name in TEXTS:
+            values[tensor.name] = deserialize_bytes_tensor(raw)[0].decode()
+        elif tensor.datatype == "BYTES":
             values[tensor.name] = json.loads(deserialize_bytes_tensor(raw)[0])
+        elif tensor.name == "video_bytes":
+            values[tensor.name] = raw
+        elif tensor.name in LISTS:
+            values[tensor.name] = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).reshape(tensor.shape)[0].tolist()
         else:
+            assert list(tensor.shape) == [1, 1]
             values[tensor.name] = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype))[0].item()
-        assert list(tensor.shape) == [1, 1]
     return values
 
 
@@ -202,9 +232,13 @@ def running(fake: FakeTriton, folder: Path, **settings: Any) -> Iterator[str]:
     async def start() -> tuple[grpc.aio.Server, uvicorn.Server, asyncio.Task[None]]:
         server = grpc.aio.server()
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        fake.port = port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        app = create_app(AdapterSettings(triton=f"127.0.0.1:{port}", tokenizer=tokenizer, **settings))
+        try:
+            app = create_app(AdapterSettings(triton=f"127.0.0.1:{port}", tokenizer=tokenizer, **settings))
+        except BaseException:
+            await server.stop(None)
+            raise
         config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1)
         adapter = uvicorn.Server(config)
         task = asyncio.ensure_future(adapter._serve())  # serve() would take the process's signal handlers
@@ -217,7 +251,11 @@ def running(fake: FakeTriton, folder: Path, **settings: Any) -> Iterator[str]:
         await task
         await server.stop(None)
 
-    server, adapter, task = thread.submit(start()).result(10)
+    try:
+        server, adapter, task = thread.submit(start()).result(30)
+    except BaseException:
+        thread.close()  # else its loop keeps the whole run from ending
+        raise
     try:
         host, port = adapter.servers[0].sockets[0].getsockname()
         yield f"http://{host}:{port}"

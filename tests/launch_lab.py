@@ -5,9 +5,13 @@ The real tritonserver runs it in about a second, so the tests of starting, stopp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from build_scripts.checkpoint_sizes import DIMENSIONS, Size, model_config
 
 MODEL = """
 import threading
@@ -33,6 +37,25 @@ class TritonPythonModel:
         raise ValueError("the tower has no weights")
 """
 
+HUNGRY_MODEL = """
+import os
+import time
+
+
+def eat():
+    while not os.path.exists({sign!r}):
+        time.sleep(0.02)
+    os.unlink({sign!r})
+    eaten = [bytes(1 << 20 << 4).replace(b"\\0", b"x") for _ in range(1000)]
+
+
+if {at_once}:
+    open({sign!r}, "w").close()
+    eat()
+else:
+    threading.Thread(target=eat, daemon=True).start()
+"""
+
 SLOW_MODEL = """
 import threading
 
@@ -40,6 +63,14 @@ import threading
 class TritonPythonModel:
     def initialize(self, args):
         threading.Event().wait(300)
+"""
+
+RANK_MODEL = """
+import os
+import threading
+
+if os.environ["OMPI_COMM_WORLD_RANK"] != "0":
+    threading.Event().wait()  # NVIDIA's backend stays inside the loading where it does not lead
 """
 
 ADAPTER = """
@@ -60,8 +91,15 @@ class Handler(BaseHTTPRequestHandler):
 parser = argparse.ArgumentParser()
 for flag in ("--host", "--port", "--triton", "--tokenizer", "--request-timeout"):
     parser.add_argument(flag, required=True)
-options = parser.parse_args()
+options, _ = parser.parse_known_args()
 ThreadingHTTPServer((options.host, int(options.port)), Handler).serve_forever()
+"""
+
+# What is not in this folder is found in the real package.
+EXTENDED_PACKAGE = """
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)
 """
 
 CONFIG = """
@@ -89,8 +127,9 @@ class Lab:
             _write(self.home / "model_repository" / name / "config.pbtxt", CONFIG.format(backend=backend))
             _write(self.home / "model_repository" / name / "1" / "model.py", MODEL)
         _write(self.home / "server" / "backends" / "tensorrtllm" / "model.py", MODEL)
+        _write(self.python_path / "internvideo_client" / "__init__.py", EXTENDED_PACKAGE)
         _write(self.python_path / "internvideo_client" / "adapter.py", ADAPTER.format(status=200))
-        self.checkpoint.mkdir()
+        _write(self.checkpoint / "config.json", json.dumps(model_config(DIMENSIONS[Size.TINY], "float32")))
         _write(self.engine / "llama" / "config.json", "{}")
         _write(self.engine / "tokenizer.json", "{}")
         self.write_engine_limits()
@@ -104,12 +143,49 @@ class Lab:
     def break_model(self, name: str) -> None:
         _write(self.home / "model_repository" / name / "1" / "model.py", BROKEN_MODEL)
 
+    def hungry_model(self, name: str, sign: Path, *, at_once: bool) -> None:
+        """A model that takes all the memory there is when ``sign`` appears, or when it is loaded."""
+        source = MODEL + HUNGRY_MODEL.format(sign=str(sign), at_once=at_once)
+        _write(self.home / "model_repository" / name / "1" / "model.py", source)
+
+    def talking_model(self, name: str) -> None:
+        """A model that writes to a log of its own, as the real ones do, and to the server's."""
+        own = f"""
+import os, sys
+print("words of everybody", flush=True)
+sys.stdout = open(os.path.join(os.environ["INTERNVIDEO_LOG_DIRECTORY"], "{name}.log"), "a")
+print("words of {name} alone", flush=True)
+"""
+        _write(self.home / "model_repository" / name / "1" / "model.py", MODEL + own)
+
+    def break_running_model(self, name: str, run_directory: Path) -> None:
+        """The next load of it fails."""
+        _write(run_directory / "model_repository" / name / "1" / "model.py", BROKEN_MODEL)
+
+    @contextlib.contextmanager
+    def slow_running_model(self, name: str, run_directory: Path) -> Iterator[None]:
+        """Its loads that begin meanwhile do not finish."""
+        source = run_directory / "model_repository" / name / "1" / "model.py"
+        before = source.read_text()
+        _write(source, SLOW_MODEL)
+        yield
+        _write(source, before)
+
     def break_adapter(self) -> None:
         _write(self.python_path / "internvideo_client" / "adapter.py", ADAPTER.format(status=503))
 
     def slow_model(self, name: str) -> None:
         """A model that does not finish loading."""
         _write(self.home / "model_repository" / name / "1" / "model.py", SLOW_MODEL)
+
+    def spread_over_two_ranks(self) -> None:
+        """An engine directory as of TensorRT-LLM, and a backend that behaves like NVIDIA's towards Triton."""
+        config = json.loads((self.engine / "config.json").read_text())
+        config["pretrained_config"]["mapping"] = {"world_size": 2}
+        _write(self.engine / "config.json", json.dumps(config))
+        for rank in range(2):
+            _write(self.engine / f"rank{rank}.engine", "")
+        _write(self.home / "server" / "backends" / "tensorrtllm" / "model.py", MODEL + RANK_MODEL)
 
     def note_runs(self) -> None:
         """Remember the ids of the runs that are there, to look for their remains later."""

@@ -44,7 +44,7 @@ class Case:
             return torch.randn(*shape, generator=generator).to(self.device, self.dtype)
 
         tokens = (sum(pages) + 1) * self.page_size
-        self.cache = PagedCache(*([random(tokens, self.kv_heads, HEAD_DIM)] for _ in range(2)), self.page_size, order.pop())
+        self.cache = PagedCache(*([random(tokens, self.kv_heads, HEAD_DIM)] for _ in range(2)), self.page_size)
         total = sum(self.new)
         self.query = random(total, self.kv_heads * self.group, HEAD_DIM)
         self.key, self.value = (random(total, self.kv_heads, HEAD_DIM) for _ in range(2))
@@ -63,8 +63,6 @@ class Case:
             read=self.tensor(read if self.lengths != self.new else []),
             cu_queries=self.tensor([0, *accumulate(self.new)]).int(),
             cu_keys=self.tensor([0, *accumulate(self.lengths)]).int(),
-            max_queries=max(self.new),
-            max_keys=max(self.lengths),
         )
 
     def decoding(self, spare_pages: int = 0) -> DecodeStep:

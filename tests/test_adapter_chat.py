@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2
 import openai
@@ -82,22 +83,20 @@ def test_stream_on_the_wire_ends_in_done(fake: FakeTriton, url: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_tells_where_its_time_went(fake: FakeTriton, url: str, stream: bool) -> None:
+@pytest.mark.parametrize("asked", [{"stream_options": {"include_usage": True}}, {"return_frames_info": True}])
+def test_an_answer_tells_where_its_time_went(fake: FakeTriton, url: str, stream: bool, asked: dict[str, Any]) -> None:
     fake.script = words("Hello", ".")
-    fake.figures = {
-        "preprocessing": {
-            "queue_seconds": 0.0005,
-            "fetch_seconds": 0.0125,
-            "decode_seconds": 0.25,
-            "frames_delivered": 96.0,
-            "frames_decoded": 80.0,
-        },
+    sampled = {"frame_numbers": [1, 4], "frame_seconds": [0.1, 0.4], "damaged_frames": 1}
+    fake.report = {
+        "preprocessing": {"queue_seconds": 0.0005, "fetch_seconds": 0.0125, "decode_seconds": 0.25},
         "vit": {"queue_seconds": 0.002, "work_seconds": 0.3},
+        "media": [
+            {"frames": 80, "cached_frames": 0, "fps": 2.5, **sampled},
+            {"frames": 16, "cached_frames": 16, "fps": None, **sampled},
+        ],
     }
     body = {"model": MODEL, "messages": QUESTION, "stream": stream}
-    if stream:
-        body["stream_options"] = {"include_usage": True}
-    response = httpx2.post(f"{url}/v1/chat/completions", json=body)
+    response = httpx2.post(f"{url}/v1/chat/completions", json=body | (asked if stream else {}))
     last = json.loads(response.text.split("\n\n")[-3].removeprefix("data: ")) if stream else response.json()
     timings = last["usage"]["internvideo"]
     first_token = timings.pop("first_token_ms")
@@ -109,15 +108,21 @@ def test_an_answer_tells_where_its_time_went(fake: FakeTriton, url: str, stream:
         "vision_ms": 300,
         "frames": 96,
         "cached_frames": 16,
+        "damaged_frames": 2,
+        "media": [
+            {"frames": 80, "cached_frames": 0, "fps": 2.5, **sampled},
+            {"frames": 16, "cached_frames": 16, **sampled},
+        ],
     }
     stages = "queue;dur=0.5, fetch;dur=12.5, decode;dur=250.0, vision-queue;dur=2.0, vision;dur=300.0"
-    assert response.headers["server-timing"] == f"{stages}, first-token;dur={first_token}"
+    # The headers of a stream leave before the report is there.
+    assert response.headers.get("server-timing") == (None if stream else f"{stages}, first-token;dur={first_token}")
 
 
-@pytest.mark.parametrize("figures", [{}, {"preprocessing": {}, "vit": {}}])
-def test_timings_that_cannot_be_had_are_left_out(fake: FakeTriton, url: str, figures: dict[str, dict[str, float]]) -> None:
-    fake.script, fake.figures = words("Hello"), figures
-    fake.dead = set() if figures else {"preprocessing", "vit"}
+@pytest.mark.parametrize("report", [{}, {"preprocessing": None, "vit": None, "media": []}])
+def test_timings_that_cannot_be_had_are_left_out(fake: FakeTriton, url: str, report: dict[str, Any]) -> None:
+    fake.script, fake.report = words("Hello"), report
+    fake.dead = set() if report else {"preprocessing", "vit"}
     response = httpx2.post(f"{url}/v1/chat/completions", json={"model": MODEL, "messages": QUESTION})
     assert response.status_code == 200
     assert list(response.json()["usage"]["internvideo"]) == ["first_token_ms"]
@@ -215,3 +220,9 @@ def test_requests_at_once_get_their_own_answers(fake: FakeTriton, sdk: openai.Op
         answers = list(pool.map(lambda _: sdk.chat.completions.create(model=MODEL, messages=QUESTION), range(8)))
     assert {answer.choices[0].message.content for answer in answers} == {"Hello world"}
     assert len({answer.id for answer in answers}) == len({request["id"] for request in fake.requests}) == 8
+
+
+def test_a_wrong_method_is_told_all_right_ones_of_the_path(url: str) -> None:
+    for path, methods in {"/v1/files": "GET, POST", "/v1/files/a": "DELETE, GET", "/v1/chat/completions": "POST"}.items():
+        response = httpx2.patch(f"{url}{path}")
+        assert (response.status_code, response.headers["allow"]) == (405, methods)

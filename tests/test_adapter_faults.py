@@ -17,15 +17,18 @@ import pytest
 from tests.fake_triton import FakeTriton, Step, piece, running
 
 MODEL = "InternVideo2_5"
+QUEUE_FULL = "the server's queue is full: try again after the seconds that Retry-After says"
+OVERFLOW = "This model's maximum context length is 8191 tokens, but the prompt has 9000 (the prompt is too long)"
 CHAIN = {"preprocessing", "vit", "tensorrt_llm"}
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "What is this?"}]}
+TOOL = {"type": "function", "function": {"name": "f"}}
 JSON = {"Content-Type": "application/json"}
 PATIENCE_S = 30.0  # of waiting for something that comes at once on a quiet machine
 
 
 @pytest.fixture
 def url(fake: FakeTriton, tmp_path: Path) -> Iterator[str]:
-    with running(fake, tmp_path, max_body_bytes=10_000) as base:
+    with running(fake, tmp_path, max_body_mb=1) as base:
         yield base
 
 
@@ -51,13 +54,14 @@ def eventually(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bo
             "not 3",
         ),
         ("in ensemble 'internvideo2_5', [PERMISSION_DENIED] outside", 403, None, "outside"),
-        ("[NOT_FOUND] no such file", 404, None, "no such file"),
-        ("[RESOURCE_EXHAUSTED] 64 requests wait", 429, None, "64 requests wait"),
+        ("[NOT_FOUND] no such file", 422, None, "no such file"),
+        ("[RESOURCE_EXHAUSTED] 64 requests wait", 429, None, QUEUE_FULL),
         ("in ensemble 'x', tensorrt_llm: Exceeds maximum queue size", 429, None, None),
         ("Maximum queue size of 64 has been reached, please try again later", 429, None, None),
-        ("Prompt length (9000) exceeds maximum input length (8191). Set log level", 400, None, None),
+        ("Prompt length (9000) exceeds maximum input length (8191). Set log level", 400, "messages", OVERFLOW),
         ("in ensemble 'x', Request timeout expired", 504, None, None),
         ("in ensemble 'x', Stub process 'vit_0_0' is not healthy.", 503, None, None),
+        ("Failed to increase the shared memory pool size for key 'x' to 80 bytes.", 503, None, None),
         ("/secret/path is broken", 500, None, "the server failed to answer this request; its log holds the reason"),
     ],
 )
@@ -93,7 +97,7 @@ def test_sdk_raises_the_fault_of_a_stream(fake: FakeTriton, url: str) -> None:
 @pytest.mark.parametrize("script", [[Step(silent=True)], [Step([piece("Hello")]), Step(silent=True)]])
 def test_silence_ends_the_request_and_its_work(fake: FakeTriton, tmp_path: Path, script: list[Step]) -> None:
     fake.script = script
-    with running(fake, tmp_path, first_token_timeout_s=0.6, inactivity_timeout_s=0.3) as url:
+    with running(fake, tmp_path, first_token_timeout=0.6, inactivity_timeout=0.3) as url:
         assert post(url, QUESTION).status_code == 504
         assert eventually(lambda: {model for model, _ in fake.stops} == CHAIN)
 
@@ -172,22 +176,39 @@ def test_answer_that_ends_by_itself_needs_no_stop(fake: FakeTriton, tmp_path: Pa
         ({"temperature": 3}, "temperature"),
         ({"repetition_penalty": 1e-320}, "repetition_penalty"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"n": 2}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 2, "best_of": 1}, "best_of"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ["a", ""]}, "stop.1"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
         # what would change the answer of another server, and would be lost here without a word
         ({"tool_choice": "required"}, "tool_choice"),
         ({"modalities": ["text", "audio"], "audio": {"voice": "alloy"}}, "audio"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"logprobs": True, "top_logprobs": 5}, "top_logprobs"),
-        ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs"),
-        ({"guided_json": {"type": "object"}}, "guided_json"),
-        ({"mm_processor_kwargs": {"num_frames": 16}}, "mm_processor_kwargs"),
-        ({"ignore_eos": True}, "ignore_eos"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"top_logprobs": 5}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"structured_outputs": {"choice": ["a"] * 1001}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
+        ({"guided_json": {"type": "object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"mm_processor_kwargs": {"size": 16}}, "mm_processor_kwargs"),
+        ({"media_io_kwargs": {"audio": {"rate": 1}}}, "media_io_kwargs"),
+        ({"stop_token_ids": [10**6]}, "stop_token_ids"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"stop_regex": "H.*"}, "stop_regex"),
+        ({"structural_tag": "x"}, "structural_tag"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"length_penalty": 2.0}, "length_penalty"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
     ],
 )
 def test_invalid_field_is_400_and_named(fake: FakeTriton, url: str, change: dict[str, Any], param: str) -> None:
@@ -201,7 +222,20 @@ def test_what_asks_for_nothing_or_is_unknown_is_no_fault(fake: FakeTriton, url: 
     """Clients send many fields with their defaults."""
     fake.script = [Step([piece("Hello")])]
     defaults = {"n": 1, "best_of": 1, "tools": [], "tool_choice": "auto", "logit_bias": {}, "top_logprobs": 0, "audio": None}
-    defaults |= {"min_p": 0.0, "ignore_eos": False, "echo": False, "stop_token_ids": [], "modalities": ["text"]}
+    defaults |= {
+        "min_p": 0.0,
+        "ignore_eos": False,
+        "stream_options": {"include_usage": True},
+        "length_penalty": 1.0,
+        "n": 1,
+        "echo": False,
+        "stop_token_ids": [],
+        "modalities": ["text"],
+        "response_format": {},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "truncate_prompt_tokens": -1,
+        "priority": 0,
+    }
     response = post(url, QUESTION | defaults | {"user": "u", "store": True, "metadata": {"a": "b"}, "whatever": [1]})
     assert response.status_code == 200, response.text
 
@@ -221,8 +255,8 @@ def test_nan_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_body_too_large_is_413(url: str, declared: bool) -> None:
-    body = b"x" * 20_000
-    content: Any = body if declared else iter([body[:9_000], body[9_000:]])
+    body = b"x" * (2 << 20)
+    content: Any = body if declared else iter([body[:900_000], body[900_000:]])
     response = httpx2.post(f"{url}/v1/chat/completions", content=content, headers=JSON)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
 
@@ -273,7 +307,7 @@ def test_metrics_count_requests_by_their_end(fake: FakeTriton, url: str) -> None
     text = httpx2.get(f"{url}/metrics").text
     for line in (
         'internvideo_requests_total{status="200"} 1.0',
-        'internvideo_requests_total{status="404"} 1.0',
+        'internvideo_requests_total{status="422"} 1.0',
         "internvideo_requests_in_flight 0.0",
         "internvideo_completion_tokens_total 1.0",
         "internvideo_time_to_first_token_seconds_count 1.0",

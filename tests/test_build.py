@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from build_scripts._engine_plan import EngineDtype, Plan, PlanError, Quantizatio
 from build_scripts._steps import Step, StepError
 from build_scripts.build import plan_steps
 from build_scripts.calibration_model import calibration_model
-from build_scripts.export_grammar import grammar_info
+from internvideo_server.export.grammar import grammar_info
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "build_scripts" / "build.py"
@@ -89,8 +90,11 @@ def check_against(command: list[str], table: dict[str, tuple[str, ...] | None]) 
     return flags
 
 
+DEMO = SCRIPT.parent / "demo_model"
+
+
 def dry_run(*arguments: str) -> list[list[str]]:
-    command = [sys.executable, str(SCRIPT), "/checkpoint", "--out", "/out", "--dry-run", *arguments]
+    command = [sys.executable, str(SCRIPT), str(DEMO), "--out", "/out", "--dry-run", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return [shlex.split(line) for line in result.stdout.splitlines()]
 
@@ -102,9 +106,9 @@ def command_of(lines: list[list[str]], program: str) -> list[str]:
 # ---- the old command line
 
 
-def test_the_old_build_is_reproduced_by_the_defaults() -> None:
+def test_the_old_build_is_reproduced_with_its_length_of_text() -> None:
     """grps_trtllm's: int8 weight-only, bf16, batch 2, 128 frames, prompts of 6144, 8192 in all; today's flag names."""
-    lines = dry_run("--quantization", "int8", "--max-batch-size", "2", "--max-frames", "128")
+    lines = dry_run("--quantization", "int8", "--max-batch-size", "2", "--max-frames", "128", "--max-text-tokens", "3200")
     flags = check_against(command_of(lines, "trtllm-build"), TRTLLM_BUILD_FLAGS)
     old = {
         "--gemm_plugin": "bfloat16",
@@ -168,13 +172,28 @@ def test_dry_run_through_the_example_scripts(
     assert flags["--model_dir"] == ("/out/export/calibration" if script == "quantize.py" else "/out/export/llama")
 
 
-def test_dry_run_needs_nothing_and_changes_nothing(tmp_path: Path) -> None:
+def test_dry_run_needs_the_checkpoint_alone_and_changes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "none"), "--out", str(out), "--dry-run"]
+    command = [sys.executable, str(SCRIPT), str(DEMO), "--out", str(out), "--dry-run"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": ""})
     assert str(out / "engine.part") in result.stdout
     assert "max_multimodal_len 4096 = batch 2 x 128 frames x 16 rows" in result.stderr  # the numbers are explained
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "arguments", "said"),
+    [
+        ("none", [], "none"),
+        (str(DEMO), ["--tp", "3"], "--tp 3 does not divide the language model's num_attention_heads 4"),
+        (str(DEMO), ["--pp", "3"], "--pp 3 does not divide the language model's num_hidden_layers 4"),
+    ],
+)
+def test_dry_run_refuses_what_could_not_be_built(tmp_path: Path, checkpoint: str, arguments: list[str], said: str) -> None:
+    command = [sys.executable, str(SCRIPT), checkpoint, "--out", str(tmp_path / "out"), "--dry-run", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert said in result.stderr
 
 
 # ---- sizes
@@ -274,7 +293,7 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from build_scripts.export_tokenizer import export_tokenizer
+    from internvideo_server.export.tokenizer import export_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     export_tokenizer(checkpoint, path)
@@ -311,6 +330,32 @@ def test_grammar_info_has_every_piece_in_its_place_and_no_control_token(checkpoi
         assert encoded[loaded.token_to_id(name)] == ""  # xgrammar's sign for a special token
     assert encoded[loaded.token_to_id("<0x41>")] == "<0x41>"
     assert all(piece == "" or loaded.token_to_id(piece) == i for i, piece in enumerate(encoded))
+
+
+def test_xgrammar_reads_the_grammar_info_as_the_tokenizer_decodes(checkpoint: Path, tokenizer: Path) -> None:
+    """As TensorRT-LLM hands it over (``guidedDecoder.cpp``): the vocabulary's type comes from ``tokenizer_str``."""
+    xgrammar = pytest.importorskip("xgrammar")
+    loaded = Tokenizer.from_file(str(tokenizer))
+    vocab_size = json.loads((checkpoint / "config.json").read_text())["llm_config"]["vocab_size"]
+    end = loaded.token_to_id("<|im_end|>")
+    info = grammar_info(loaded, [end], vocab_size)
+    kind = xgrammar.TokenizerInfo._detect_metadata_from_hf(info["tokenizer_str"])
+    read = xgrammar.TokenizerInfo(
+        info["encoded_vocab"],
+        kind["vocab_type"],
+        stop_token_ids=info["stop_token_ids"],
+        add_prefix_space=kind["add_prefix_space"],
+    )
+    assert (read.vocab_size, read.stop_token_ids) == (vocab_size, [end])
+    for token, piece in enumerate(read.decoded_vocab):
+        if info["encoded_vocab"][token] and token != end:
+            text = loaded.decode([token], skip_special_tokens=False)
+            assert piece.decode(errors="replace") == text or "\ufffd" in text, (token, piece, text)
+    matcher = xgrammar.GrammarMatcher(xgrammar.GrammarCompiler(read).compile_regex("[0-9]a"))
+    mask = xgrammar.allocate_token_bitmask(1, vocab_size)
+    matcher.fill_next_token_bitmask(mask)
+    allowed = np.flatnonzero(np.unpackbits(mask.numpy().view(np.uint8), bitorder="little"))
+    assert {loaded.decode([token])[:1] for token in allowed.tolist()} == set("0123456789")
 
 
 def test_grammar_info_refuses_a_tokenizer_larger_than_the_vocabulary(tokenizer: Path) -> None:

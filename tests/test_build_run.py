@@ -142,7 +142,7 @@ def test_a_build_makes_an_engine_directory_that_the_server_reads(checkpoint: Pat
         *("config.json", "rank0.engine", "rank1.engine", "step.json", "tokenizer.json", "xgrammar_tokenizer_info.json"),
     ]
     limits = EngineLimits.from_engine_dir(engine)
-    assert (limits.dtype, limits.max_rows, limits.max_seq_len) == ("bfloat16", 2048, 8192)
+    assert (limits.dtype, limits.max_rows, limits.max_seq_len) == ("bfloat16", 2048, 7040)
     assert [(name, call["mapping"]["rank"], call["quant_config"]) for name, call in calls_of(container)] == [
         ("from_hugging_face", rank, {"quant_algo": "W8A16"}) for rank in (0, 1)
     ]

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import secrets
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -13,14 +15,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internvideo_server.cache import ByteLru, Flights, LeaseBook, LeaseClient, LeaseServer, TicketBook, socket_name
+from internvideo_server.cache import ByteLru, SingleFlight
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ErrorCode, ServingError, invalid
-from internvideo_server.media import Budget
+from internvideo_server.frame_buffer import FrameBuffer
+from internvideo_server.handoff import (
+    Ending,
+    FramePart,
+    HandoffClient,
+    HandoffServer,
+    IncomingFrames,
+    Reservations,
+    Reserved,
+)
 from internvideo_server.metrics import Meter
-from internvideo_server.video import FrameBuffer
 from tests.asking import until
 
-A, B = b"a" * 32, b"b" * 32
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 FAR = 3600.0
 
 
@@ -33,60 +44,90 @@ def key(number: int) -> bytes:
 
 @given(st.integers(0, 20), st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 12)), max_size=60))
 def test_the_least_recently_used_makes_room_and_the_bound_holds(capacity: int, steps: list[tuple[bool, int, int]]) -> None:
-    cache: ByteLru[int] = ByteLru("test", capacity, Meter())
+    cache: ByteLru[tuple[int, int]] = ByteLru("test", capacity, lambda value: value[1], Meter())
     model: OrderedDict[int, int] = OrderedDict()  # key -> size
     for put, number, size in steps:
         if put:
-            cache.put(key(number), number, size)
+            cache.put(key(number), (number, size))
             if size <= capacity and number not in model:
                 model[number] = size
                 while sum(model.values()) > capacity:
                     model.popitem(last=False)
         else:
-            assert cache.get(key(number)) == (number if number in model else None)
+            assert cache.get(key(number)) == ((number, model[number]) if number in model else None)
             if number in model:
                 model.move_to_end(number)
         assert cache.size == sum(model.values()) <= capacity
 
 
 def test_what_was_asked_for_last_stays() -> None:
-    cache: ByteLru[int] = ByteLru("test", 2, Meter())
-    cache.put(key(1), 1, 1)
-    cache.put(key(2), 2, 1)
+    cache: ByteLru[int] = ByteLru("test", 2, lambda value: 1, Meter())
+    cache.put(key(1), 1)
+    cache.put(key(2), 2)
     assert cache.get(key(1)) == 1
-    cache.put(key(3), 3, 1)
+    cache.put(key(3), 3)
     assert [cache.get(key(number)) for number in (1, 2, 3)] == [1, None, 3]
 
 
 def test_hits_misses_evictions_and_bytes_are_counted() -> None:
     meter = Meter()
-    cache: ByteLru[str] = ByteLru("test", 10, meter)
+    cache: ByteLru[str] = ByteLru("test", 10, len, meter)
     assert cache.get(A) is None
-    cache.put(A, "a", 6)
-    assert cache.get(A) == "a"
-    cache.put(B, "b", 6)
+    cache.put(A, "a" * 6)
+    assert cache.get(A) == "a" * 6
+    cache.put(B, "b" * 6)
     assert cache.get(A, count=False) is None
-    figures = {name: meter.value(f"internvideo_cache_{name}", cache="test") for name in ("hits_total", "misses_total", "bytes")}
-    assert figures == {"hits_total": 1, "misses_total": 1, "bytes": 6}
+    assert [meter.value(f"internvideo_cache_{name}", cache="test") for name in ("hits_total", "bytes")] == [1, 6]
     assert meter.value("internvideo_cache_evictions_total", cache="test") == 1
+
+
+def test_a_miss_is_new_or_evicted_or_too_large() -> None:
+    meter = Meter()
+    cache: ByteLru[str] = ByteLru("test", 10, len, meter)
+
+    def misses() -> dict[str, float]:
+        kinds = ("new", "evicted", "too_large")
+        return {kind: meter.value("internvideo_cache_misses_total", cache="test", kind=kind) for kind in kinds}
+
+    assert cache.get(A) is None
+    cache.put(A, "a" * 6)
+    cache.put(B, "b" * 6)
+    assert cache.get(A) is None
+    cache.put(A, "a" * 6)
+    cache.halve()
+    assert cache.get(A) is None
+    assert misses() == {"new": 1, "evicted": 2, "too_large": 0}
+    cache.put(C, "c" * 11)
+    assert cache.get(C) is None
+    assert misses() == {"new": 1, "evicted": 2, "too_large": 1}
+
+
+def test_what_was_evicted_long_ago_is_new_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("internvideo_server.cache._lru._REMEMBERED", 2)
+    meter = Meter()
+    cache: ByteLru[str] = ByteLru("test", 1, len, meter)
+    for number in range(5):
+        cache.put(key(number), "x")
+    assert cache.get(key(0)) is cache.get(key(3)) is None
+    assert [meter.value("internvideo_cache_misses_total", cache="test", kind=kind) for kind in ("new", "evicted")] == [1, 1]
 
 
 # ---- shared work
 
 
 class Work:
-    """Work that ends when it is told to, or when its budget says so."""
+    """Work that ends when it is told to, or when its deadline says so."""
 
     def __init__(self) -> None:
         self.runs = 0
         self.started, self.finish, self.ended = threading.Event(), threading.Event(), threading.Event()
 
-    def __call__(self, budget: Budget) -> str:
+    def __call__(self, deadline: Deadline) -> str:
         self.runs += 1
         self.started.set()
         try:
             while not self.finish.wait(0.005):
-                budget.check("working")
+                deadline.check("working")
         finally:
             self.ended.set()
         return "done"
@@ -113,14 +154,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def joined(flights: Flights[str], count: int) -> bool:
-    return any(len(flight.waiting) == count for flight in flights._flights.values())
+def joined(flights: SingleFlight[str], count: int) -> bool:
+    return any(len(flight.waiters) == count for flight in flights._flights.values())
 
 
 def test_two_requests_for_the_same_do_the_work_once() -> None:
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     work = Work()
-    threads = [in_thread(lambda: flights.run(A, Budget(), work)) for _ in range(5)]
+    threads = [in_thread(lambda: flights.run(A, Deadline(), work, "waiting")) for _ in range(5)]
     wait_for(lambda: joined(flights, 5))
     work.finish.set()
     for thread, results in threads:
@@ -130,14 +171,14 @@ def test_two_requests_for_the_same_do_the_work_once() -> None:
 
 
 def test_the_others_get_their_result_when_the_one_that_works_is_cancelled() -> None:
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     work, gone = Work(), threading.Event()
-    leader, cancelled = in_thread(lambda: flights.run(A, Budget(cancelled=gone), work))
+    leader, cancelled = in_thread(lambda: flights.run(A, Deadline(cancelled=gone.is_set), work, "waiting"))
     assert work.started.wait(30)
-    follower, results = in_thread(lambda: flights.run(A, Budget(), work))
+    follower, results = in_thread(lambda: flights.run(A, Deadline(), work, "waiting"))
     wait_for(lambda: joined(flights, 2))
     gone.set()
-    assert not work.ended.wait(0.1)  # it goes on: the flight's budget is of all who wait
+    assert not work.ended.wait(0.1)  # it goes on: the flight's deadline is of all who wait
     work.finish.set()
     leader.join(30)
     follower.join(30)
@@ -145,12 +186,12 @@ def test_the_others_get_their_result_when_the_one_that_works_is_cancelled() -> N
 
 
 def test_a_waiting_request_that_is_cancelled_goes_at_once() -> None:
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     work, gone = Work(), threading.Event()
-    leader, done = in_thread(lambda: flights.run(A, Budget(), work))
+    leader, done = in_thread(lambda: flights.run(A, Deadline(), work, "waiting"))
     assert work.started.wait(30)
-    follower, results = in_thread(lambda: flights.run(A, Budget(cancelled=gone), work))
-    late, too_late = in_thread(lambda: flights.run(A, Budget.seconds(0.05), work))
+    follower, results = in_thread(lambda: flights.run(A, Deadline(cancelled=gone.is_set), work, "waiting"))
+    late, too_late = in_thread(lambda: flights.run(A, Deadline.after(0.05), work, "waiting"))
     gone.set()
     follower.join(30)
     late.join(30)
@@ -161,9 +202,9 @@ def test_a_waiting_request_that_is_cancelled_goes_at_once() -> None:
 
 
 def test_work_that_nobody_waits_for_ends() -> None:
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     work, gone = Work(), threading.Event()
-    threads = [in_thread(lambda: flights.run(A, Budget(cancelled=gone), work)) for _ in range(3)]
+    threads = [in_thread(lambda: flights.run(A, Deadline(cancelled=gone.is_set), work, "waiting")) for _ in range(3)]
     wait_for(lambda: joined(flights, 3))
     gone.set()
     for thread, results in threads:
@@ -173,108 +214,142 @@ def test_work_that_nobody_waits_for_ends() -> None:
 
 
 def test_an_error_is_everybodys_and_the_next_request_tries_again() -> None:
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
 
-    def fails(budget: Budget) -> str:
+    def fails(deadline: Deadline) -> str:
         raise invalid("damaged")
 
     with pytest.raises(ServingError, match="damaged"):
-        flights.run(A, Budget(), fails)
-    assert flights.run(A, Budget(), lambda budget: "done") == "done"
+        flights.run(A, Deadline(), fails, "waiting")
+    assert flights.run(A, Deadline(), lambda deadline: "done", "waiting") == "done"
 
 
-# ---- leases
+# ---- reservations
 
 
-def book(capacity: int = 100) -> tuple[ByteLru[str], LeaseBook[str]]:
-    cache: ByteLru[str] = ByteLru("test", capacity, Meter())
-    return cache, LeaseBook(cache, len)
+def test_half_of_a_cache_can_be_given_back() -> None:
+    cache: ByteLru[str] = ByteLru("test", 10, len, Meter())
+    for letter in "abcde":
+        cache.put(letter.encode(), 2 * letter)
+    cache.get(b"a")
+    cache.halve()
+    assert cache.size == 4
+    assert [cache.get(letter.encode()) for letter in "abcde"] == ["aa", None, None, None, "ee"]
+
+
+def book(capacity: int = 100, most_with_frames: float = 1) -> tuple[ByteLru[str], Reservations[str]]:
+    cache: ByteLru[str] = ByteLru("test", capacity, len, Meter())
+    return cache, Reservations(cache, most_with_frames)
 
 
 def test_what_was_promised_is_there_whatever_the_cache_evicts_meanwhile() -> None:
-    cache, leases = book(capacity=10)
-    cache.put(A, "embedding", 9)
-    assert leases.grant(1, "request", [A, B], time.monotonic() + FAR) == [True, False]
-    cache.put(B, "another 9", 9)
+    cache, reservations = book(capacity=10)
+    cache.put(A, "embedding")
+    assert reservations.hold_embeddings(1, "request", time.monotonic() + FAR, [A, B]) == {A}
+    cache.put(B, "another 9")
     assert cache.get(A) is None
-    assert leases.take(1) == {A: "embedding"}
-    assert leases.take(1) == {}
+    assert reservations.claim(1).embeddings == {A: "embedding"}
+    assert reservations.claim(1) == Reserved()
 
 
-def test_a_lease_ends_with_its_deadline_and_with_a_stop() -> None:
-    cache, leases = book()
-    cache.put(A, "embedding", 9)
-    leases.grant(1, "expired", [A], time.monotonic())
-    leases.grant(2, "stopped", [A], time.monotonic() + FAR)
-    leases.grant(3, "waiting", [A], time.monotonic() + FAR)
-    leases.stop("stopped")
-    assert len(leases) == 1
-    assert (leases.take(1), leases.take(2), leases.take(3)) == ({}, {}, {A: "embedding"})
+def test_a_reservation_ends_with_its_deadline_and_with_a_stop() -> None:
+    cache, reservations = book()
+    cache.put(A, "embedding")
+    reservations.hold_embeddings(1, "expired", time.monotonic(), [A])
+    reservations.hold_embeddings(2, "stopped", time.monotonic() + FAR, [A])
+    reservations.hold_frames(2, "stopped", time.monotonic() + FAR, {B: FrameBuffer()})
+    reservations.hold_embeddings(3, "waiting", time.monotonic() + FAR, [A])
+    reservations.cancel("stopped")
+    assert len(reservations) == 1
+    claimed = [reservations.claim(number) for number in (1, 2, 3)]
+    assert [(each.embeddings, each.frames) for each in claimed] == [({}, {}), ({}, {}), ({A: "embedding"}, {})]
 
 
-def test_leases_hold_no_more_than_the_cache_may() -> None:
-    cache, leases = book(capacity=10)
+def test_reservations_hold_no_more_than_the_cache_may() -> None:
+    cache, reservations = book(capacity=10)
     for number in range(3):
-        cache.put(key(number), "x" * 8 + str(number), 9)
-        held = leases.grant(number, "", [key(number)], time.monotonic() + FAR)
-        assert held == [number == 0]  # the first one's memory is still held
-        assert leases.grant(100 + number, "", [key(0)], time.monotonic() + FAR) == [number == 0]
+        cache.put(key(number), "x" * 8 + str(number))
+        held = reservations.hold_embeddings(number, "", time.monotonic() + FAR, [key(number)])
+        assert bool(held) == (number == 0)  # the first one's memory is still held
+        assert bool(reservations.hold_embeddings(100 + number, "", time.monotonic() + FAR, [key(0)])) == (number == 0)
 
 
 def test_a_cache_of_no_size_promises_nothing() -> None:
-    cache, leases = book(capacity=0)
-    cache.put(A, "embedding", 9)
-    assert leases.grant(1, "", [A], time.monotonic() + FAR) == [False]
+    cache, reservations = book(capacity=0)
+    cache.put(A, "embedding")
+    assert reservations.hold_embeddings(1, "", time.monotonic() + FAR, [A]) == set()
 
 
 # ---- over the socket
 
 
-def test_the_question_crosses_processes() -> None:
-    cache, leases = book()
-    cache.put(A, "embedding", 9)
-    name = f"\0internvideo-test-{os.getpid()}"
-    server, client = LeaseServer(leases, TicketBook(), name), LeaseClient(name)
+@pytest.fixture
+def handoff_id() -> str:
+    return secrets.token_hex(16)
+
+
+def test_the_question_crosses_processes(handoff_id: str) -> None:
+    cache, reservations = book()
+    cache.put(A, "embedding")
+    server, client = HandoffServer(reservations, handoff_id), HandoffClient(handoff_id)
     try:
-        ticket, held = client.lease("request", [A, B], time.monotonic() + FAR)
-        assert (held, leases.take(ticket)) == ({A}, {A: "embedding"})
-        assert client.lease("request", [B], time.monotonic() + FAR) == (0, set())
-        ticket, _ = client.lease("request", [A], time.monotonic() + FAR)
-        client.drop(ticket)
-        assert len(leases) == 0
+        reservation = client.reserve("request", time.monotonic() + FAR)
+        assert reservation.hold_embeddings([A, B]) == {A}
+        assert reservations.claim(reservation.number).embeddings == {A: "embedding"}
+        nothing = client.reserve("request", time.monotonic() + FAR)
+        assert (nothing.hold_embeddings([B]), nothing.number) == (set(), 0)
+        released = client.reserve("request", time.monotonic() + FAR)
+        released.hold_embeddings([A])
+        released.release()
+        assert (len(reservations), released.number) == (0, 0)
     finally:
         server.close()
         server.close()
-    assert client.lease("request", [A], time.monotonic() + FAR) == (0, set())
+    late = client.reserve("request", time.monotonic() + FAR)
+    assert (late.hold_embeddings([A]), late.number) == (set(), 0)
 
 
-def test_frames_cross_processes_by_their_descriptor() -> None:
-    _, leases = book()
-    parcels: TicketBook[FrameBuffer] = TicketBook(1)
-    name = f"\0internvideo-test-{os.getpid()}"
-    server, client = LeaseServer(leases, parcels, name), LeaseClient(name)
+def ready(count: int = 4) -> FrameBuffer:
+    buffer = FrameBuffer()
+    buffer.frame_count = count
+    return buffer
+
+
+def whole(key: bytes, buffer: FrameBuffer) -> list[tuple[FramePart, FrameBuffer]]:
+    groups = tuple(range(buffer.frame_count // 4))
+    return [(FramePart(key, buffer.frame_count, secrets.randbits(32), groups, Ending()), buffer)]
+
+
+def test_frames_cross_processes_by_their_descriptor(handoff_id: str) -> None:
+    cache, reservations = book(most_with_frames=1)
+    cache.put(B, "embedding")
+    server, client = HandoffServer(reservations, handoff_id), HandoffClient(handoff_id)
     try:
+        reservation = client.reserve("request", time.monotonic() + FAR)
+        assert reservation.hold_embeddings([B]) == {B}
         with FrameBuffer() as buffer:
             os.write(buffer.fd, bytes(3 * 448 * 448) + b"\7" * 3 * 448 * 448)
-            buffer.frame_count = 2
-            ticket = client.give(0, "request", {A: buffer}, time.monotonic() + FAR)
-        assert ticket
-        assert client.give(0, "another", {A: FrameBuffer()}, time.monotonic() + FAR) == 0  # there is no room
-        [got] = parcels.take(ticket).values()
+            buffer.reserve(4)
+            buffer.frame_count = 4
+            assert reservation.hold_frames(whole(A, buffer))
+        another = client.reserve("another", time.monotonic() + FAR)
+        assert (another.hold_frames(whole(A, ready())), another.number) == (False, 0)  # there is no room
+        claimed = reservations.claim(reservation.number)
+        assert claimed.embeddings == {B: "embedding"}  # both under one number
+        [got] = claimed.frames.values()
+        assert isinstance(got, IncomingFrames)
         frame = np.empty((1, 3, 448, 448), np.uint8)
         got.read(1, frame)
         assert (frame == 7).all()
-        with pytest.raises(OSError, match="frame 2 is not in the buffer"):
-            got.read(2, frame)
-        memory = os.fstat(got.fd).st_ino
-        del got
+        with pytest.raises(OSError, match="frame 4 is not in the buffer"):
+            got.read(4, frame)
+        memory = os.fstat(got._buffer.fd).st_ino
+        del got, claimed
         assert memory not in open_inodes()
-        assert client.give(0, "", {}, time.monotonic() + FAR) == 0
-        ticket = client.give(77, "", {A: FrameBuffer()}, time.monotonic() + FAR)
-        assert ticket == 77
+        assert not another.hold_frames([])
     finally:
         server.close()
-    assert client.give(0, "request", {A: FrameBuffer()}, time.monotonic() + FAR) == 0
+    assert not client.reserve("request", time.monotonic() + FAR).hold_frames(whole(A, ready()))
 
 
 def open_inodes() -> set[int]:
@@ -285,28 +360,33 @@ def open_inodes() -> set[int]:
     return inodes
 
 
-def test_strangers_and_nonsense_do_not_stop_the_server() -> None:
-    import socket
+def asks(handoff_id: str) -> set[bytes]:
+    return HandoffClient(handoff_id).reserve("", time.monotonic() + FAR).hold_embeddings([A])
 
-    cache, leases = book()
-    cache.put(A, "embedding", 9)
-    name = f"\0internvideo-test-{os.getpid()}"
-    server = LeaseServer(leases, TicketBook(), name)
+
+PART = b'{"kind": "hold frames", "reservation": 1, "request_id": "", "deadline": 9e9, "parts": [%s]}'
+
+
+def test_strangers_and_nonsense_do_not_stop_the_server(handoff_id: str) -> None:
+    cache, reservations = book()
+    cache.put(A, "embedding")
+    server = HandoffServer(reservations, handoff_id)
+    frames = PART % b'{"key": "YWE=", "frame_count": 8, "first": 0, "count": 8}'  # and no descriptor
+    nonsense = (b"", b"{", b"[]", b'{"kind": "hold embeddings", "keys": 3}', b'{"kind": "give"}', frames)
     try:
-        for nonsense in (b"", b"{", b'{"keys": 3}', b'{"keys": ["zz"]}'):
+        for message in nonsense:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-                stranger.connect(name)
-                stranger.send(nonsense) if nonsense else None
-        assert LeaseClient(name).lease("", [A], time.monotonic() + FAR)[1] == {A}
+                stranger.connect(f"\0internvideo-{handoff_id}-{os.getppid()}")
+                stranger.send(message) if message else None
+        assert asks(handoff_id) == {A}
+        assert len(reservations) == 1
     finally:
         server.close()
 
 
-def test_a_time_without_free_descriptors_does_not_stop_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    cache, leases = book()
-    cache.put(A, "embedding", 9)
+def test_a_time_without_free_descriptors_does_not_stop_the_server(handoff_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, reservations = book()
+    cache.put(A, "embedding")
     accept = socket.socket.accept
 
     def full(listener: socket.socket) -> None:
@@ -314,13 +394,19 @@ def test_a_time_without_free_descriptors_does_not_stop_the_server(monkeypatch: p
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket.socket, "accept", full)
-    name = f"\0internvideo-test-{os.getpid()}"
-    server = LeaseServer(leases, TicketBook(), name)
+    server = HandoffServer(reservations, handoff_id)
     try:
-        until(lambda: LeaseClient(name).lease("", [A], time.monotonic() + FAR)[1] == {A}, "the server is gone")
+        until(lambda: asks(handoff_id) == {A}, "the server is gone")
     finally:
         server.close()
 
 
-def test_the_models_of_one_server_find_each_other_by_their_parent() -> None:
-    assert socket_name() == f"\0internvideo-vit-{os.getppid()}"
+def test_who_has_another_id_finds_nobody(handoff_id: str) -> None:
+    cache, reservations = book()
+    cache.put(A, "embedding")
+    server = HandoffServer(reservations, handoff_id)
+    try:
+        assert asks(secrets.token_hex(16)) == set()
+        assert asks(handoff_id) == {A}
+    finally:
+        server.close()

@@ -113,7 +113,7 @@ def _quantise(path: Path) -> None:
 
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no directory": (shutil.rmtree, "is no directory"),
+    "no directory": (shutil.rmtree, "is not a directory"),
     "no config": (lambda p: (p / "config.json").unlink(), r"config\.json is missing"),
     "broken config": (lambda p: (p / "config.json").write_text('{"a": '), r"config\.json is not valid JSON"),
     "config not utf-8": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe"), r"config\.json is not valid JSON"),
@@ -126,7 +126,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty index": (lambda p: (p / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
     "index points outside": (
         lambda p: _edit_json(p / "model.safetensors.index.json", lambda d: d["weight_map"].update(x="../secret")),
-        "is no file name",
+        "is not a file name",
     ),
     "missing shard": (lambda p: next(p.glob("*-00003-*")).unlink(), r"00003-of-00004\.safetensors is missing"),
     "cut shard": (_cut, r"00002-of-00004\.safetensors is cut short or broken"),

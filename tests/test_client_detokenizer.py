@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from internvideo_client._detokenizer import StopMatcher, TokenDecoder
+from internvideo_client.detokenizer import StopMatcher, TokenDecoder
 from tests.fake_triton import byte_ids, make_tokenizer, piece
 
 

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import internvideo_client
-from internvideo_client._errors import from_triton
+from internvideo_client.errors import from_triton
 from internvideo_server.errors import ErrorCode, ServingError
 
 
 def test_public_surface() -> None:
-    assert internvideo_client.__all__ == ["ApiError", "Generation", "Sampling", "TokenBatch", "TritonChatClient"]
+    assert internvideo_client.__all__ == [
+        "ApiError",
+        "AsyncVideoChat",
+        "ChatAnswer",
+        "Generation",
+        "SamplingParams",
+        "TokenBatch",
+        "TritonChatClient",
+        "VideoChat",
+        "media_part",
+    ]
     assert all(hasattr(internvideo_client, name) for name in internvideo_client.__all__)
 
 
 @pytest.mark.parametrize("module", ["internvideo_client.adapter.__main__", "internvideo_client.cli"])
-def test_client_needs_nothing_of_the_server(module: str) -> None:
-    unwanted = "{'gradio', 'torch', 'transformers', 'decord', 'internvideo_server'}"
-    code = f"import {module}, sys; sys.exit(str(sorted({unwanted} & set(sys.modules)) or ''))"
+def test_client_needs_nothing_of_the_server_but_its_settings(module: str) -> None:
+    code = f"""
+import {module}, sys
+shared = {{"internvideo_server." + name for name in ("settings", "errors", "limits", "project", "routing")}}
+shared.add("internvideo_server")
+unwanted = {{"torch", "transformers", "decord", "av"}} & set(sys.modules)
+for name in sys.modules:
+    if name.startswith("internvideo_server") and name not in shared and not name.startswith("internvideo_server.settings."):
+        unwanted.add(name)
+sys.exit(str(sorted(unwanted) or ""))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
 
@@ -47,7 +68,7 @@ def test_every_code_has_a_status_of_its_own() -> None:
     assert statuses == {
         ErrorCode.INVALID_ARGUMENT: 400,
         ErrorCode.PERMISSION_DENIED: 403,
-        ErrorCode.NOT_FOUND: 404,
+        ErrorCode.NOT_FOUND: 422,
         ErrorCode.RESOURCE_EXHAUSTED: 429,
         ErrorCode.CANCELLED: 499,
         ErrorCode.INTERNAL: 500,
@@ -62,3 +83,22 @@ def test_the_first_token_may_take_as_long_as_the_whole_request() -> None:
             return client.generate([])._first_timeout_s
 
     assert asyncio.run(first_wait()) == 900
+
+
+def test_the_router_runs_where_only_the_client_is_installed() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
+    server, client = project["optional-dependencies"]["server"], project["dependencies"]
+    names = {re.split(r"[^a-z0-9_-]", each)[0].replace("-", "_") for each in server}
+    names -= {re.split(r"[^a-z0-9_-]", each)[0].replace("-", "_") for each in client} | {"protobuf"}  # of tritonclient
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(names)!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+from internvideo_client.cli import app
+app(["router", "--replica", "a=http://h:1", "--print"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "server a h:1" in done.stdout, done.stderr

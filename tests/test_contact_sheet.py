@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,13 @@ from rich.console import Console
 from internvideo_client import _contact_sheet as sheet
 from internvideo_client.cli import _right_answer
 
+PLAIN = {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "demo.mp4"
 
 
 @pytest.fixture(scope="module")
 def frames() -> list[Image.Image]:
-    found = sheet.sample(DEMO)
-    assert found is not None
-    return found
+    return sheet.sample(DEMO)
 
 
 def terminal(colours: str | None, width: int = 80) -> Console:
@@ -44,23 +45,35 @@ def test_any_other_output_is_left_alone(frames: list[Image.Image], colours: str 
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
 
 
-def test_the_file_lies_beside_the_video_or_where_writing_is_allowed(
-    frames: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    path = sheet.save(frames, tmp_path / "film.mp4")
-    assert path == tmp_path / "film.frames.png"
-    with Image.open(path) as picture:
+def test_the_file_lies_where_it_was_asked_for(frames: list[Image.Image], tmp_path: Path) -> None:
+    sheet.save(frames, tmp_path / "film.png")
+    with Image.open(tmp_path / "film.png") as picture:
         assert picture.size == (4 * 224, 2 * 224)
-    elsewhere = sheet.save(frames, tmp_path / "absent" / "film.mp4")
-    assert elsewhere.name == "film.frames.png" and elsewhere.is_file()
 
 
-def test_what_is_no_video_has_no_frames(tmp_path: Path) -> None:
+def test_what_is_no_video_is_refused_before_anything_is_started(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"no video")
-    assert sheet.sample(tmp_path / "film.mp4") is None
-    with pytest.raises(FileNotFoundError):
-        sheet.sample(tmp_path / "absent.mp4")
+    for name, said in (("film.mp4", "film.mp4: "), ("absent.mp4", "absent.mp4: No such file or directory")):
+        command = [sys.executable, "-m", "internvideo_client.cli", "demo", str(tmp_path / name), "--device", "cpu"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=PLAIN)
+        assert result.returncode == 1
+        assert said in result.stderr
+        assert "starting" not in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"film.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"), [([], "demo.frames.png"), (["--out", "sheet.jpg"], "sheet.jpg"), (["--json"], None)]
+)
+def test_the_demo_writes_into_the_current_folder(tmp_path: Path, arguments: list[str], written: str | None) -> None:
+    """Up to the server's start, which is made to fail."""
+    before = set(DEMO.parent.iterdir())
+    video = ["--checkpoint", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "internvideo_client.cli", "demo", str(DEMO), *video, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=PLAIN)
+    assert result.returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ([] if written is None else [written])
+    assert set(DEMO.parent.iterdir()) == before
 
 
 def test_right_answers_come_from_a_file_beside_the_video(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from build_scripts._demo.film import Format, film
-from build_scripts._demo.scene import Scene, Thing
-from build_scripts.export_llm import Dtype, export_llm
-from internvideo_server.chat import ChatTokenizer, build_prompt, parse_messages
+from build_scripts.demo_model.train.film import Format, film
+from build_scripts.demo_model.train.scene import Scene, Thing
 from internvideo_server.checkpoint import Checkpoint
-from internvideo_server.vision import VisionModel
+from internvideo_server.export.language_model import Dtype, export_llm
+from internvideo_server.preprocessing.chat import ChatTokenizer, build_prompt, parse_messages
+from internvideo_server.vit.vision import VisionModel
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "build_scripts" / "demo_model"
 FORMATS = {
@@ -45,7 +45,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
         parts = [{"type": "video_url", "video_url": {"url": "file:///v.mp4"}} for _ in videos]
         content = [*parts, {"type": "text", "text": question}]
         conversation = parse_messages(json.dumps([{"role": "user", "content": content}]))
-        counts, keys = [len(frames) for frames in videos], list(range(1, len(videos) + 1))
+        counts, keys = [len(frames) for frames in videos], [bytes(32)] * len(videos)
         prompt = build_prompt(conversation, counts, tokenizer, tokenizer.vocab_size, keys)
         ids = torch.from_numpy(prompt.input_ids).long()
         visual = ids >= tokenizer.vocab_size

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build_scripts._demo.drawing import draw, frame_times
-from build_scripts._demo.grading import is_right, nearly_the_same
-from build_scripts._demo.questions import Asker
-from build_scripts._demo.render import Renderer, patch_shapes
-from build_scripts._demo.scene import COLOUR_NAMES, COLOURS, SHAPES, Scene, Thing, sample_scene
-from build_scripts._demo.textures import make_bank
-from build_scripts._demo.words import LANGUAGES
+from build_scripts.demo_model.train.drawing import draw, frame_times
+from build_scripts.demo_model.train.grading import is_right, nearly_the_same
+from build_scripts.demo_model.train.questions import Asker
+from build_scripts.demo_model.train.render import Renderer, patch_shapes
+from build_scripts.demo_model.train.scene import COLOUR_NAMES, COLOURS, SHAPES, Scene, Thing, sample_scene
+from build_scripts.demo_model.train.textures import make_bank
+from build_scripts.demo_model.train.words import LANGUAGES
 from build_scripts.demo_videos import write_videos
 from build_scripts.evaluate_demo_model import some_of_each
 

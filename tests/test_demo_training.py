@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from build_scripts._demo import further_en, further_zh, phrases_en, phrases_zh
-from build_scripts._demo.answers import ABOUT_SCENES
-from build_scripts._demo.course import Course, Steps, from_scratch, refinement
-from build_scripts._demo.grading import nearly_the_same
-from build_scripts._demo.network import DEMO, DemoModel, initialise
-from build_scripts._demo.packing import PADDING, Layout, Packer, attention_mask
-from build_scripts._demo.phrasing import SMALL_TALK, templates, wrapped_templates
-from build_scripts._demo.textures import make_bank
-from build_scripts._demo.training import Trainer
-from build_scripts._demo.words import LANGUAGES, Language
-from build_scripts.export_llm import export_llm
-from build_scripts.export_tokenizer import export_tokenizer
+from build_scripts.demo_model.train.answers import ABOUT_SCENES
+from build_scripts.demo_model.train.course import Course, Steps, from_scratch, refinement
+from build_scripts.demo_model.train.grading import nearly_the_same
+from build_scripts.demo_model.train.network import DEMO, DemoModel, initialise
+from build_scripts.demo_model.train.packing import PADDING, Layout, Packer, attention_mask
+from build_scripts.demo_model.train.phrases import further_texts, phrases_of
+from build_scripts.demo_model.train.phrasing import SMALL_TALK, templates, wrapped_templates
+from build_scripts.demo_model.train.textures import make_bank
+from build_scripts.demo_model.train.training import Trainer
+from build_scripts.demo_model.train.words import LANGUAGES, Language
 from build_scripts.train_demo_model import prepare_checkpoint
-from internvideo_server.chat import ChatTokenizer, build_prompt, parse_messages
-from internvideo_server.vision import TOKENS_PER_FRAME, VisionModel
+from internvideo_server.export.language_model import export_llm
+from internvideo_server.export.tokenizer import export_tokenizer
+from internvideo_server.limits import TOKENS_PER_FRAME
+from internvideo_server.preprocessing.chat import ChatTokenizer, build_prompt, parse_messages
+from internvideo_server.vit.vision import VisionModel
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_packed_sequences_are_the_servers_prompts_with_the_engines_logits(
             messages += [{"role": "user", "content": [video, text] if number == 0 else [text]}]
             messages += [{"role": "assistant", "content": turn.answer}]
         conversation = parse_messages(json.dumps(messages[:-1]))
-        prompt = build_prompt(conversation, [4, 8], tokenizer, tokenizer.vocab_size, [1, 2])
+        prompt = build_prompt(conversation, [4, 8], tokenizer, tokenizer.vocab_size, [bytes(32)] * 2)
         rows = batch.rows[0][places]
         ours = torch.where(rows >= 0, rows + tokenizer.vocab_size, batch.ids[0][places])
         length = len(prompt.input_ids)
@@ -176,12 +176,13 @@ def test_no_trained_phrasing_is_a_held_out_one(language: Language) -> None:
         assert held_out and not {plain(text) for text in trained} & {plain(text) for text in held_out}
 
 
-@pytest.mark.parametrize(("language", "further"), [("en", further_en), ("zh", further_zh)])
-def test_further_phrasings_keep_away_from_the_held_out_ones(language: Language, further: ModuleType) -> None:
-    for topic, phrasings in further.MORE.items():
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_further_phrasings_keep_away_from_the_held_out_ones(language: Language) -> None:
+    further = further_texts(language)
+    for topic, phrasings in further["more"].items():
         held_out = templates(language, topic, held_out=True)
         assert not [text for text in phrasings if any(nearly_the_same(text, other) for other in held_out)]
-    assert not {*further.NOUNS} & {*(phrases_en if language == "en" else phrases_zh).HELD_OUT_NOUNS}
+    assert not {*further["nouns"]} & {*phrases_of(language).held_out_nouns}
 
 
 def plain(template: str) -> str:

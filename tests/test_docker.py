@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,18 +15,23 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
 SERVER = (DOCKER / "server.Dockerfile").read_text()
+VLLM = (DOCKER / "vllm.Dockerfile").read_text()
 CLIENT = (DOCKER / "client.Dockerfile").read_text()
+CPU = (DOCKER / "cpu.Dockerfile").read_text()
 
 # Of the package's requirements, what the server image does not install, and why.
 NOT_IN_THE_SERVER_IMAGE = {
     "torch": "the image's own",
     "numpy": "the image's own",
     "transformers": "the image's own; only the embedded engine needs this project's version",
+    "llguidance": "only the embedded engine follows guides by it",
     "nvidia-pytriton": "the image has its own tritonserver",
     "sentencepiece": "only for training the tiny checkpoint's tokenizer",
 }
@@ -58,11 +64,14 @@ def instructions(dockerfile: str) -> list[tuple[str, str]]:
     return [(head, rest) for line in joined.splitlines() if line.strip() for head, _, rest in [line.partition(" ")]]
 
 
-@pytest.mark.parametrize("dockerfile", [SERVER, CLIENT], ids=["server", "client"])
-def test_images_run_as_a_plain_user_and_can_tell_their_health(dockerfile: str) -> None:
+@pytest.mark.parametrize("dockerfile", [SERVER, VLLM, CLIENT, CPU], ids=["server", "vllm", "client", "cpu"])
+def test_images_run_as_a_plain_user(dockerfile: str) -> None:
     users = [arguments for name, arguments in instructions(dockerfile) if name == "USER"]
     assert users[-1] == "1000:1000"
-    health = next(arguments for name, arguments in instructions(dockerfile) if name == "HEALTHCHECK")
+
+
+def test_the_server_image_can_tell_its_health() -> None:
+    health = next(arguments for name, arguments in instructions(SERVER) if name == "HEALTHCHECK")
     assert "/health/ready" in health
     assert "ProxyHandler({})" in health  # Docker hands its proxy settings on to containers
 
@@ -79,7 +88,17 @@ def test_the_server_image_stands_on_the_pinned_container_and_leaves_its_packages
     assert "pip install" not in SERVER  # overlay.py alone installs, and cannot replace anything
 
 
-@pytest.mark.parametrize("name", ["server", "client"])
+def test_the_image_with_vllm_is_the_server_image_on_another_base() -> None:
+    def common(dockerfile: str) -> list[tuple[str, str]]:
+        return [step for step in instructions(dockerfile) if step[0] not in ("ARG", "ENV")]
+
+    assert common(VLLM) == common(SERVER)
+    assert "ARG BASE=nvcr.io/nvidia/tritonserver:26.08-vllm-python-py3" in VLLM
+    settings = dict(part.split("=", 1) for name, value in instructions(VLLM) if name == "ENV" for part in value.split())
+    assert settings["INTERNVIDEO_CACHE"] == "/var/cache/internvideo"
+
+
+@pytest.mark.parametrize("name", ["server", "vllm", "client", "cpu"])
 def test_what_an_image_copies_exists_and_is_let_through(name: str) -> None:
     dockerfile = (DOCKER / f"{name}.Dockerfile").read_text()
     let_through = {
@@ -107,6 +126,12 @@ def wheel(directory: Path, name: str, version: str, requires: str = "") -> None:
         file.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
+def locked(file: Path) -> str:
+    """A wheel's line of a lock."""
+    name, version, *_ = file.name.split("-")
+    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+
+
 class Overlay:
     """overlay.py over this interpreter's environment, which plays the image's."""
 
@@ -114,12 +139,14 @@ class Overlay:
         self.target, self.wheels, self.source = root / "overlay", root / "wheels", root / "source"
         self.wheels.mkdir()
         self.source.mkdir()
-        self.requirements = root / "requirements.txt"
+        self.requirements, self.lock = root / "requirements.txt", root / "requirements.lock"
 
     def make(self, *lines: str) -> subprocess.CompletedProcess[str]:
         self.requirements.write_text("\n".join(lines))
+        if not self.lock.exists():
+            self.lock.write_text("".join(map(locked, self.wheels.iterdir())))
         command = [sys.executable, str(DOCKER / "overlay.py"), str(self.target), "--requirements", str(self.requirements)]
-        command += ["--source", str(self.source)]
+        command += ["--lock", str(self.lock), "--source", str(self.source)]
         environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -138,6 +165,7 @@ def test_the_overlay_adds_what_is_missing_and_keeps_the_images_packages(overlay:
     wheel(overlay.wheels, "lab_other", "2.0")
     wheel(overlay.wheels, "rich", "99.0")  # the image's is new enough
     (overlay.source / "internvideo_client").mkdir()
+    (overlay.source / "internvideo_client" / "__init__.py").touch()
     (overlay.source / "internvideo_client" / "cli.py").write_text("def main():\n    print('from the source')\n")
     result = overlay.make("lab_new", "rich>=14")
     assert result.returncode == 0, result.stderr
@@ -168,6 +196,49 @@ def test_the_overlay_refuses_another_version_of_what_nvidias_libraries_were_buil
     assert "lab-greedy" in result.stdout + result.stderr
 
 
+def test_the_overlay_refuses_what_is_not_of_its_lock(overlay: Overlay) -> None:
+    wheel(overlay.wheels, "lab_new", "1.0")
+    overlay.lock.write_text("")
+    assert "no version is locked" in overlay.make("lab_new").stderr
+    wheel(overlay.wheels, "lab_new", "1.0", requires="lab_other")  # another content under the same name
+    wheel(overlay.wheels, "lab_other", "1.0")
+    overlay.lock.write_text("".join(map(locked, overlay.wheels.iterdir())))
+    wheel(overlay.wheels, "lab_new", "1.0", requires="lab_other>=1")
+    shutil.rmtree(overlay.target)
+    result = overlay.make("lab_new")
+    assert result.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["server", "client", "cpu"])
+def test_the_locks_hold_a_version_with_hashes_of_each_requirement(name: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["project"]["dependencies"]
+    if name == "server":
+        lines = (DOCKER / "requirements.server.txt").read_text().splitlines()
+        wanted = [line for line in lines if line and not line.startswith("#")]
+    else:
+        extra = project["project"]["optional-dependencies"]["server"] if name == "cpu" else []
+        wanted = [*wanted, *project["build-system"]["requires"], *(each for each in extra if not each.startswith("torch="))]
+    text = (DOCKER / f"requirements.{name}.lock").read_text().replace("\\\n", " ")
+    entries = {line.partition("==")[0]: line for line in text.splitlines()}
+    for each in map(Requirement, wanted):
+        version = entries[canonicalize_name(each.name)].partition("==")[2].split()[0]
+        assert each.specifier.contains(version), f"{each} and {version}: make lock"
+    assert all("--hash=sha256:" in line for line in entries.values())
+
+
+@pytest.mark.parametrize("dockerfile", [CLIENT, CPU], ids=["client", "cpu"])
+def test_the_images_without_nvidias_install_by_hashes_alone(dockerfile: str) -> None:
+    steps = " && ".join(arguments for name, arguments in instructions(dockerfile) if name == "RUN").split(" && ")
+    installs = [step for step in steps if "pip install" in step]
+    assert "--require-hashes --no-deps" in installs[0]
+    assert "--no-deps --no-build-isolation" in installs[-1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["server"]
+    torch = next(each for each in project if each.startswith("torch="))
+    assert [step.split()[-1] for step in installs[1:-1]] == ([torch] if dockerfile == CPU else [])
+
+
 # ---- entrypoint.sh
 
 
@@ -195,6 +266,7 @@ def entrypoint(tmp_path: Path) -> Any:
         (["serve", "--engine", "/an engine"], "internvideo serve --engine /an engine"),
         (["doctor", "--json"], "internvideo doctor --json"),
         (["build", "/checkpoint", "--out", "/out"], "python3 /src/build_scripts/build.py /checkpoint --out /out"),
+        (["export", "/checkpoint", "--out", "/out"], "python3 /src/build_scripts/export_llm.py /checkpoint --out /out"),
         (["echo", "as it is"], "as it is"),
     ],
 )
@@ -239,17 +311,21 @@ def flags_in(arguments: list[str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
+def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The compose file as docker-compose understands it."""
     program = shutil.which("docker-compose")
     if program is None:
         pytest.skip("needs docker-compose: apt install docker-compose")
+    settings = tmp_path_factory.mktemp("compose") / "settings.env"
+    settings.write_text("INTERNVIDEO_REQUEST_TIMEOUT=900\n")
     wishes = {
         "CHECKPOINT": "/models/checkpoint",
         "ENGINE": "/models/engine",
         "PORT": "8080",
+        "SERVER_IMAGE": "internvideo-vllm",
+        "DOCKERFILE": "docker/vllm.Dockerfile",
         "GPU": "3",
-        "REQUEST_TIMEOUT": "900",
+        "SETTINGS": str(settings),
     }
     environment = {**os.environ, **wishes}
     command = [program, "-f", str(DOCKER / "compose.yaml"), "config"]
@@ -268,20 +344,43 @@ def test_compose_reserves_the_gpu_and_the_shared_memory(compose: dict[str, Any])
     assert "/models/engine:/engine:ro" in server["volumes"]
 
 
-def test_compose_publishes_the_api_alone_and_starts_it_when_the_server_is_healthy(compose: dict[str, Any]) -> None:
-    assert "ports" not in compose["server"]  # Triton's ports know no authentication
-    assert compose["client"]["ports"] == ["127.0.0.1:8080:9997/tcp"]
-    assert compose["client"]["depends_on"] == {"server": {"condition": "service_healthy"}}
+def test_compose_takes_another_image(compose: dict[str, Any]) -> None:
+    server = compose["server"]
+    assert (server["image"], server["build"]["dockerfile"]) == ("internvideo-vllm", "docker/vllm.Dockerfile")
+    assert any(str(volume).startswith("cache:/var/cache/internvideo") for volume in server["volumes"])
+
+
+def test_compose_gives_up_every_right_and_writes_nowhere_else(compose: dict[str, Any]) -> None:
+    server = compose["server"]
+    assert server["cap_drop"] == ["ALL"]
+    assert server["security_opt"] == ["no-new-privileges:true"]
+    assert server["read_only"] is True
+    written = [str(volume) for volume in server["volumes"] if not str(volume).endswith(":ro")]
+    assert [volume.partition(":")[2].partition(":")[0] or volume for volume in written] == ["/var/cache/internvideo", "/tmp"]
+
+
+def test_compose_publishes_the_api_alone(compose: dict[str, Any]) -> None:
+    """Triton keeps to the container's loopback; its metrics are read from the network of this file alone."""
+    assert compose["server"]["ports"] == ["127.0.0.1:8080:9997/tcp"]
+    triton = [argument for argument in compose["server"]["command"] if argument.startswith("--triton")]
+    assert triton == ["--triton-metrics-host=0.0.0.0"]
+    assert {name for name, service in compose.items() if not service.get("profiles")} == {"server"}
+
+
+def test_composes_profile_of_monitoring_mounts_what_is_there(compose: dict[str, Any]) -> None:
+    for name in ("prometheus", "grafana"):
+        service = compose[name]
+        assert service["profiles"] == ["monitoring"]
+        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+        mounted = [Path(volume.split(":")[0]) for volume in service["volumes"] if volume.startswith("/")]
+        assert mounted
+        assert all(path.exists() for path in mounted)
 
 
 def test_compose_uses_flags_that_exist(compose: dict[str, Any]) -> None:
     assert compose["server"]["command"][0] == "serve"
     assert flags_in(compose["server"]["command"]) <= serve_flags()
-    assert flags_in(compose["client"]["command"]) <= adapter_flags()
-
-
-def test_compose_gives_both_services_the_same_limit_for_a_request(compose: dict[str, Any]) -> None:
-    assert all("--request-timeout=900" in service["command"] for service in compose.values())
+    assert compose["server"]["environment"]["INTERNVIDEO_REQUEST_TIMEOUT"] == "900"
 
 
 def test_compose_says_what_is_missing() -> None:
@@ -297,6 +396,4 @@ def test_compose_says_what_is_missing() -> None:
 
 def test_images_start_with_flags_that_exist() -> None:
     [server] = [arguments for name, arguments in instructions(SERVER) if name == "CMD"]
-    [client] = [arguments for name, arguments in instructions(CLIENT) if name == "CMD"]
     assert set(re.findall(r"--[a-z-]+", server)) <= serve_flags()
-    assert set(re.findall(r"--[a-z-]+", client)) <= adapter_flags()

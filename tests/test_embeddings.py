@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from internvideo_server.embeddings import Embedder, NamedFrames
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ErrorCode, ServingError
-from internvideo_server.media import Budget
+from internvideo_server.frame_buffer import FrameBuffer
 from internvideo_server.metrics import Meter
-from internvideo_server.regions import RegionPool
-from internvideo_server.scheduling import ChunkFailedError, ChunkModel
-from internvideo_server.video import FrameBuffer
-from internvideo_server.vision import Stopped, VisionModel
+from internvideo_server.vit.embedder import Embedder, NamedFrames
+from internvideo_server.vit.scheduler import ChunkModel
+from internvideo_server.vit.table_buffers import RegionPool
+from internvideo_server.vit.task import ChunkFailedError
+from internvideo_server.vit.vision import VisionModel
 from tests.asking import until
 from tests.tower_lab import LabTower, in_thread
 
@@ -34,7 +35,7 @@ def pictures(seed: int, count: int = 4) -> Tensor:
     return torch.randint(0, 256, (count, 3, 448, 448), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-HAPPY = Budget()
+HAPPY = Deadline()
 NONE = torch.empty(0, 3, 448, 448, dtype=torch.uint8)
 
 
@@ -58,22 +59,25 @@ def embedder() -> Iterator[Make]:
         each.close()
 
 
-def rows(embeddings: Embedder, frames: Tensor, media: list[NamedFrames], ticket: int = 0, budget: Budget = HAPPY) -> Tensor:
+def rows(
+    embeddings: Embedder, frames: Tensor, media: list[NamedFrames], reservation: int = 0, deadline: Deadline = HAPPY
+) -> Tensor:
     """A copy of the table, which is released."""
-    table = embeddings.table(frames, media, ticket, budget)
+    table = embeddings.table(frames, media, reservation, deadline)
     copy = table.rows.clone()
     table.release()
     return copy
 
 
-def lease(embeddings: Embedder, keys: list[bytes], ticket: int = 7, seconds: float = 3600.0) -> list[bool]:
-    return embeddings.leases.grant(ticket, "request", keys, time.monotonic() + seconds)
+def hold(embeddings: Embedder, keys: list[bytes], reservation: int = 7, seconds: float = 3600.0) -> list[bool]:
+    held = embeddings.reservations.hold_embeddings(reservation, "request", time.monotonic() + seconds, keys)
+    return [key in held for key in keys]
 
 
 def test_a_second_turn_runs_no_tower(model: VisionModel, embedder: Make) -> None:
     embeddings, meter = embedder(model)
     first = rows(embeddings, pictures(1), [NamedFrames(A, 4)], 0)
-    assert lease(embeddings, [A]) == [True]
+    assert hold(embeddings, [A]) == [True]
     second = rows(embeddings, NONE, [NamedFrames(A, 0)], 7)
     assert torch.equal(first, second)
     assert torch.equal(first, model.embed(pictures(1)))
@@ -84,7 +88,7 @@ def test_a_second_turn_runs_no_tower(model: VisionModel, embedder: Make) -> None
 def test_media_of_a_conversation_are_found_one_by_one_and_stay_in_order(model: VisionModel, embedder: Make) -> None:
     embeddings, meter = embedder(model)
     rows(embeddings, pictures(1), [NamedFrames(A, 4)], 0)
-    assert lease(embeddings, [A, B]) == [True, False]
+    assert hold(embeddings, [A, B]) == [True, False]
     media = [NamedFrames(B, 4), NamedFrames(A, 0), NamedFrames(C, 8), NamedFrames(B, 0)]
     table = rows(embeddings, torch.cat([pictures(2), pictures(3, 8)]), media, 7)
     expected = [model.embed(frames) for frames in (pictures(2), pictures(1), pictures(3, 8), pictures(2))]
@@ -96,7 +100,7 @@ def test_an_eviction_between_the_promise_and_the_request_changes_nothing(model: 
     one = 4 * 16 * model.hidden_size * 4  # bytes of 4 frames' embeddings
     embeddings, meter = embedder(model, one)
     first = rows(embeddings, pictures(1), [NamedFrames(A, 4)], 0)
-    assert lease(embeddings, [A]) == [True]
+    assert hold(embeddings, [A]) == [True]
     rows(embeddings, pictures(2), [NamedFrames(B, 4)], 0)
     assert meter.value("internvideo_cache_evictions_total", cache="embeddings") == 1
     assert torch.equal(rows(embeddings, NONE, [NamedFrames(A, 0)], 7), first)
@@ -112,7 +116,7 @@ def test_frames_that_come_a_second_time_are_not_embedded_again(model: VisionMode
 def test_a_cache_of_no_size_gives_the_same_answers(model: VisionModel, embedder: Make) -> None:
     embeddings, meter = embedder(model, 0)
     tables = [rows(embeddings, pictures(1), [NamedFrames(A, 4)], 0) for _ in range(2)]
-    assert lease(embeddings, [A]) == [False]
+    assert hold(embeddings, [A]) == [False]
     assert torch.equal(*tables)
     assert meter.value("internvideo_vision_frames_total") == 8
 
@@ -120,8 +124,8 @@ def test_a_cache_of_no_size_gives_the_same_answers(model: VisionModel, embedder:
 def test_a_request_that_comes_after_its_deadline_is_told_so(model: VisionModel, embedder: Make) -> None:
     embeddings, _ = embedder(model)
     rows(embeddings, pictures(1), [NamedFrames(A, 4)], 0)
-    assert lease(embeddings, [A], seconds=0.0) == [True]
-    lease(embeddings, [A], ticket=8)  # which finds the first one expired
+    assert hold(embeddings, [A], seconds=0.0) == [True]
+    hold(embeddings, [A], reservation=8)  # which finds the first one expired
     with pytest.raises(ServingError) as caught:
         rows(embeddings, NONE, [NamedFrames(A, 0)], 7)
     assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
@@ -131,9 +135,9 @@ def test_work_that_was_stopped_leaves_nothing_behind(model: VisionModel, embedde
     embeddings, meter = embedder(model)
     gone = threading.Event()
     gone.set()
-    with pytest.raises(Stopped):
-        rows(embeddings, pictures(1), [NamedFrames(A, 4)], budget=Budget(cancelled=gone))
-    assert lease(embeddings, [A]) == [False]
+    with pytest.raises(ServingError, match="cancelled"):
+        rows(embeddings, pictures(1), [NamedFrames(A, 4)], deadline=Deadline(cancelled=gone.is_set))
+    assert hold(embeddings, [A]) == [False]
     assert torch.equal(rows(embeddings, pictures(1), [NamedFrames(A, 4)], 0), model.embed(pictures(1)))
     assert meter.value("internvideo_cache_bytes", cache="embeddings") == 4 * 16 * model.hidden_size * 4
 
@@ -164,8 +168,8 @@ def given(number: int, count: int = 4) -> FrameBuffer:
     return buffer
 
 
-def give(embeddings: Embedder, ticket: int, frames: dict[bytes, FrameBuffer]) -> bool:
-    return embeddings.parcels.put(ticket, "request", time.monotonic() + 3600, frames)
+def give(embeddings: Embedder, reservation: int, frames: dict[bytes, FrameBuffer]) -> bool:
+    return embeddings.reservations.hold_frames(reservation, "request", time.monotonic() + 3600, frames)
 
 
 def test_frames_that_were_left_are_taken_from_where_they_lie(embedder: Make) -> None:
@@ -174,22 +178,22 @@ def test_frames_that_were_left_are_taken_from_where_they_lie(embedder: Make) -> 
     table = rows(embeddings, NONE, [NamedFrames(B, 0), NamedFrames(A, 0), NamedFrames(B, 0)], 7)
     assert table[:, 0].tolist() == [2.0] * 64 + [1.0] * 128 + [2.0] * 64
     assert meter.value("internvideo_vision_frames_total") == 12
-    assert len(embeddings.parcels) == 0
+    assert len(embeddings.reservations) == 0
 
 
 def test_what_was_left_for_a_request_goes_when_it_is_stopped_or_refused(embedder: Make) -> None:
     embeddings, _ = embedder(LabTower())
     assert give(embeddings, 7, {A: given(1)})
-    embeddings.stop("request")
+    embeddings.reservations.cancel("request")
     assert give(embeddings, 8, {A: given(1)})
-    embeddings.drop(8)
-    for ticket in (7, 8):
+    embeddings.reservations.claim(8)
+    for reservation in (7, 8):
         with pytest.raises(ServingError) as caught:
-            rows(embeddings, NONE, [NamedFrames(A, 0)], ticket)
+            rows(embeddings, NONE, [NamedFrames(A, 0)], reservation)
         assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
 
 
-def test_a_parcel_whose_memory_is_too_short_fails_its_request_alone(embedder: Make) -> None:
+def test_a_frame_buffer_whose_memory_is_too_short_fails_its_request_alone(embedder: Make) -> None:
     embeddings, _ = embedder(LabTower())
     short = given(1)
     short.frame_count = 8
@@ -205,25 +209,25 @@ def test_two_requests_for_the_same_new_video_run_the_tower_once(embedder: Make) 
     first = in_thread(lambda: rows(embeddings, lab_frames(1), [NamedFrames(A, 4)]))
     tower.wait_for_chunk()
     second = in_thread(lambda: rows(embeddings, lab_frames(1), [NamedFrames(A, 4)]))
-    until(lambda: len(embeddings._flights[A].wishes) == 2, "the second did not join")
+    until(lambda: len(embeddings._flights._flights[A].waiters) == 2, "the second did not join")
     tower.run()
     assert torch.equal(first.result(), second.result())
     assert tower.chunks == [[1] * 4]
     assert meter.value("internvideo_cache_hits_total", cache="embeddings") == 1
-    assert meter.value("internvideo_cache_misses_total", cache="embeddings") == 1
+    assert meter.value("internvideo_cache_misses_total", cache="embeddings", kind="new") == 1
 
 
 @pytest.mark.parametrize("who", ["first", "second"])
 def test_who_leaves_does_not_take_the_result_from_the_other(embedder: Make, who: str) -> None:
     tower = LabTower(gated=True)
     embeddings, _ = embedder(tower)
-    gone, stays = Budget(cancelled=threading.Event()), Budget()
-    budgets = [gone, stays] if who == "first" else [stays, gone]
-    first = in_thread(lambda: rows(embeddings, lab_frames(1, 32), [NamedFrames(A, 32)], budget=budgets[0]))
+    gone, stays = Deadline(), Deadline()
+    deadlines = [gone, stays] if who == "first" else [stays, gone]
+    first = in_thread(lambda: rows(embeddings, lab_frames(1, 32), [NamedFrames(A, 32)], deadline=deadlines[0]))
     tower.wait_for_chunk()
-    second = in_thread(lambda: rows(embeddings, lab_frames(1, 32), [NamedFrames(A, 32)], budget=budgets[1]))
-    until(lambda: len(embeddings._flights[A].wishes) == 2, "the second did not join")
-    gone.cancelled.set()  # type: ignore[attr-defined]
+    second = in_thread(lambda: rows(embeddings, lab_frames(1, 32), [NamedFrames(A, 32)], deadline=deadlines[1]))
+    until(lambda: len(embeddings._flights._flights[A].waiters) == 2, "the second did not join")
+    gone.cancel()
     if who == "second":
         with pytest.raises(ServingError):
             second.result()
@@ -235,11 +239,11 @@ def test_work_that_all_have_left_ends_and_the_next_request_does_it_anew(embedder
     tower = LabTower(gated=True)
     embeddings, _ = embedder(tower)
     gone = threading.Event()
-    first = in_thread(lambda: rows(embeddings, lab_frames(1, 32), [NamedFrames(A, 32)], budget=Budget(cancelled=gone)))
+    first = in_thread(lambda: rows(embeddings, lab_frames(1, 32), [NamedFrames(A, 32)], deadline=Deadline(cancelled=gone.is_set)))
     tower.wait_for_chunk()
     gone.set()
     tower.run()
-    with pytest.raises(Stopped):
+    with pytest.raises(ServingError, match="cancelled while waiting for the vision tower"):
         first.result()
     assert len(tower.chunks) == 1  # of two
     assert rows(embeddings, lab_frames(1), [NamedFrames(A, 4)])[0, 0] == 1
@@ -307,7 +311,7 @@ def test_no_region_until_the_deadline_is_unavailable(embedder: Make) -> None:
     embeddings, _ = embedder(LabTower(), regions=1)
     embeddings.table(lab_frames(1), [], 0, HAPPY)
     with pytest.raises(ServingError, match=r"all 1 regions \(test_\*\)") as caught:
-        embeddings.table(lab_frames(2), [], 0, Budget.seconds(0.01))
+        embeddings.table(lab_frames(2), [], 0, Deadline.after(0.01))
     assert caught.value.code is ErrorCode.UNAVAILABLE
 
 

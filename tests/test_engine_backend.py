@@ -40,14 +40,14 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         InferenceResponse=lambda error: SimpleNamespace(error=error),
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
-    before = {name for name in sys.modules if name.startswith("internvideo_server.work")}
+    before = {name for name in sys.modules if name.startswith("internvideo_server.triton_model")}
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
     spec = importlib.util.spec_from_file_location("tensorrtllm_backend", MODEL)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module
-    for name in [name for name in sys.modules if name.startswith("internvideo_server.work") and name not in before]:
+    for name in [name for name in sys.modules if name.startswith("internvideo_server.triton_model") and name not in before]:
         del sys.modules[name]
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvideo_server.engine import GenerationRequest, RefusedRequestError, parse_request
+from internvideo_server.engine import GenerationRequest, Guide, GuideType, RefusedRequestError, parse_request
 from internvideo_server.engine._generation import Generation
+from internvideo_server.engine.sequence_state import SequenceState
 from internvideo_server.limits import EngineLimits
 
 LIMITS = EngineLimits(
@@ -48,6 +49,11 @@ def words(*given_words: list[int]) -> np.ndarray[Any, Any]:
     flat = [token for word in given_words for token in word]
     ends = np.cumsum([len(word) for word in given_words], dtype=np.int32)
     return np.array([[flat, [*ends, *[-1] * (len(flat) - len(ends))]]], np.int32)  # [1, 2, L]
+
+
+def guide(kind: bytes, text: bytes | None = None) -> dict[str, np.ndarray[Any, Any] | None]:
+    value = None if text is None else np.array([[text]], object)
+    return {"guided_decoding_guide_type": np.array([[kind]], object), "guided_decoding_guide": value}
 
 
 def test_defaults_are_those_of_the_backend() -> None:
@@ -97,14 +103,24 @@ def test_input_lengths_is_not_read_for_a_single_prompt() -> None:
         (tensors(min_tokens=-1), "minTokens.value() >= 0"),
         (tensors(temperature=np.array([[0.5, 0.5]])), "Invalid size for tensor temperature"),
         (tensors(beam_width=2), "no other beam_width than 1"),
-        (tensors(num_return_sequences=3), "no other num_return_sequences than 1"),
+        (tensors(num_return_sequences=0), "numReturnSequences.value() > 0"),
+        (tensors(num_return_sequences=17), "at most 16 are possible"),
+        (tensors(min_p=-0.1), "[INVALID_ARGUMENT param=min_p] min_p must be within 0 .. 1"),
+        (tensors(min_p=np.array([[np.nan]])), "min_p must be within 0 .. 1"),
+        (tensors(num_top_logprobs=21), "num_top_logprobs must be within 0 .. 20, got 21"),
+        (tensors(num_top_logprobs=-1), "got -1"),
         (tensors(return_perf_metrics=True), "no other return_perf_metrics than False"),
-        (tensors(embedding_bias=np.zeros((1, 100), np.float32)), "does not support the input embedding_bias"),
+        (tensors(return_context_logits=True), "does not support the input return_context_logits"),
+        (tensors(embedding_bias=np.zeros((1, 99), np.float32)), "embedding_bias has 99 values, the vocabulary 100 tokens"),
+        (tensors(embedding_bias=np.full((1, 100), np.nan, np.float32)), "must be finite, or -inf"),
+        (tensors(embedding_bias=np.full((1, 100), -np.inf, np.float32)), "must be finite, or -inf"),
         (tensors(stop_words_list=np.array([[[5, 6], [3, -1]]], np.int32)), "must not have out-of-bound offsets"),
         (tensors(stop_words_list=np.array([[[5, 6], [2, 1]]], np.int32)), "must not have non-increasing offsets"),
         (tensors(bad_words_list=np.array([[[5, 6], [-1, 2]]], np.int32)), "must not have additional -1s"),
         (tensors(bad_words_list=np.array([[5, 6, 1]], np.int32)), "must not have odd length"),
-        (tensors(guided_decoding_guide_type=np.array([[b"json"]], object)), "GuidedDecoder is not setup"),
+        (tensors(**guide(b"regex")), "a guide of the type regex is needed"),
+        (tensors(**guide(b"regex", b"\xff")), "guided_decoding_guide is not UTF-8"),
+        (tensors(**guide(b"no such type", b"")), "one of json, json_schema, regex, ebnf_grammar, not 'no such type'"),
     ],
 )
 def test_refusals(request_tensors: dict[str, np.ndarray[Any, Any]], message: str) -> None:
@@ -115,7 +131,20 @@ def test_refusals(request_tensors: dict[str, np.ndarray[Any, Any]], message: str
 
 def test_what_has_no_effect_in_the_backend_is_taken() -> None:
     parse(tensors(pad_id=2, prompt_vocab_size=16, beam_width=1, num_return_sequences=1, return_perf_metrics=False))
-    parse(tensors(guided_decoding_guide_type=np.array([[b"no such type"]], object)))
+
+
+def test_guides() -> None:
+    assert parse(tensors()).guide is None
+    assert parse(tensors(**guide(b"json"))).guide == Guide(GuideType.JSON, "")
+    assert parse(tensors(**guide(b"json", b"ignored"))).guide == Guide(GuideType.JSON, "")
+    assert parse(tensors(**guide(b"regex", "[a-zä]+".encode()))).guide == Guide(GuideType.REGEX, "[a-zä]+")
+
+
+def test_several_answers_biases_and_top_log_probs() -> None:
+    bias = np.arange(100, dtype=np.float32)[None]
+    request = parse(tensors(num_return_sequences=16, embedding_bias=bias, num_top_logprobs=20, min_p=0.25))
+    assert (request.num_sequences, request.sampling.num_top_logprobs, request.sampling.min_p) == (16, 20, 0.25)
+    assert request.sampling.embedding_bias is not None and request.sampling.embedding_bias.tolist() == bias[0].tolist()
 
 
 def test_top_p_of_zero_or_less_is_dropped() -> None:
@@ -173,8 +202,19 @@ BOOL = of_dtype(np.bool_, st.booleans())
 # Triton itself sees to the dtypes that the model's configuration names.
 ANY_INPUT = {
     **dict.fromkeys(["input_ids", "request_output_len", "end_id", "runtime_top_k", "min_tokens", "beam_width"], INT32),
-    **dict.fromkeys(["stop_words_list", "bad_words_list"], INT32),
-    **dict.fromkeys(["temperature", "runtime_top_p", "repetition_penalty", "presence_penalty", "frequency_penalty"], FP32),
+    **dict.fromkeys(["stop_words_list", "bad_words_list", "num_return_sequences", "num_top_logprobs"], INT32),
+    **dict.fromkeys(
+        [
+            "min_p",
+            "embedding_bias",
+            "temperature",
+            "runtime_top_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        ],
+        FP32,
+    ),
     **dict.fromkeys(["seed", "prompt_table_extra_ids"], UINT64),
     **dict.fromkeys(["streaming", "return_log_probs", "exclude_input_in_output", "return_num_input_tokens"], BOOL),
 }
@@ -195,8 +235,9 @@ def test_any_tensors_are_taken_or_refused(more: dict[str, np.ndarray[Any, Any]])
 
 def test_log_probs_are_those_of_the_tokens_shown_and_not_of_the_end_id() -> None:
     request = parse(tensors(end_id=2, return_log_probs=True, streaming=True))
-    generation = Generation(request)
-    request.sampling.log_probs += [-0.5, -1.0, -2.0]  # the sampler may be ahead
+    state = SequenceState(request.sampling)
+    generation = Generation(request, state)
+    state.log_probs += [-0.5, -1.0, -2.0]  # the sampler may be ahead
     first, last = generation.advance([7], finished=False), generation.advance([7, 8, 2], finished=False)
     assert first is not None and last is not None
     assert [(output.output_ids.tolist(), output.final) for output in (first, last)] == [([7], False), ([8], True)]
@@ -207,8 +248,31 @@ def test_log_probs_are_those_of_the_tokens_shown_and_not_of_the_end_id() -> None
 @pytest.mark.parametrize(("exclude", "shown"), [(True, [7, 8]), (False, [1, 2, 3, 4, 5, 7, 8])])
 def test_the_prompt_stands_before_a_whole_answer_unless_it_is_excluded(exclude: bool, shown: list[int]) -> None:
     ids = np.array([[1, 2, 3, 4, 5]], np.int32)
-    generation = Generation(parse(tensors(input_ids=ids, streaming=False, exclude_input_in_output=exclude)))
+    request = parse(tensors(input_ids=ids, streaming=False, exclude_input_in_output=exclude))
+    generation = Generation(request, SequenceState(request.sampling))
     assert generation.advance([7], finished=False) is None
     output = generation.advance([7, 8], finished=True)
     assert output is not None and output.final
     assert output.output_ids.tolist() == shown
+
+
+def test_nothing_shows_of_what_comes_after_a_complete_grammar() -> None:
+    request = parse(tensors(streaming=True))
+    state = SequenceState(request.sampling)
+    generation = Generation(request, state)
+    state.complete_at = 2  # the sampler has found out while it drew the third token
+    output = generation.advance([7, 8, 9], finished=False)
+    assert output is not None and output.final and output.output_ids.tolist() == [7, 8]
+
+
+def test_top_log_probs_belong_to_the_tokens_of_their_response() -> None:
+    request = parse(tensors(streaming=True, num_top_logprobs=2, num_return_sequences=2))
+    state = SequenceState(request.sampling)
+    generation = Generation(request, state, index=1)
+    for token in (7, 8, 9):
+        state.top_logprobs.append((np.array([token, 5], np.int32), np.array([-0.5, -1.0], np.float32)))
+    first, second = generation.advance([7], finished=False), generation.advance([7, 8, 9], finished=True)
+    assert first is not None and second is not None and first.top_logprob_ids is not None and second.top_logprob_ids is not None
+    assert first.top_logprob_ids.tolist() == [[7, 5]] and second.top_logprob_ids.tolist() == [[8, 5], [9, 5]]
+    assert second.top_logprobs is not None and second.top_logprobs.shape == (2, 2)
+    assert (first.sequence_index, second.sequence_index) == (1, 1)

@@ -12,26 +12,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvideo_server.engine import Sampling
-from internvideo_server.engine._sampling import process
+from internvideo_server.engine import SamplingParams
+from internvideo_server.engine._sampling import Sampler
+from internvideo_server.engine.sequence_state import SequenceState
 
 VOCAB = 12
 END = 3
 
 
-def sampling(**settings: object) -> Sampling:
-    return Sampling(end_id=END, **settings)  # type: ignore[arg-type]
+def sampling(**settings: object) -> SamplingParams:
+    return SamplingParams(end_id=END, **settings)  # type: ignore[arg-type]
 
 
 def logits(seed: int = 0) -> torch.Tensor:
     return torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-def draw(scores: torch.Tensor, setting: Sampling, count: int) -> Counter[int]:
-    return Counter(int(process(scores.clone(), setting, [], []).argmax()) for _ in range(count))
+def sampler(setting: SamplingParams) -> Sampler:
+    return Sampler(SequenceState(setting))
 
 
-def reference(scores: list[float], setting: Sampling, prompt: list[int], output: list[int]) -> list[float]:
+def process(scores: torch.Tensor, setting: SamplingParams, prompt: list[int], output: list[int]) -> torch.Tensor:
+    return sampler(setting).process(scores, prompt, output)
+
+
+def draw(scores: torch.Tensor, setting: SamplingParams, count: int) -> Counter[int]:
+    one = sampler(setting)
+    return Counter(int(one.process(scores.clone(), [], []).argmax()) for _ in range(count))
+
+
+def reference(scores: list[float], setting: SamplingParams, prompt: list[int], output: list[int]) -> list[float]:
     """``penaltyKernels.cu`` and ``banBadWords.cu`` with loops."""
     counts = Counter([*prompt, *output])
     result = []
@@ -122,8 +132,8 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others() -> None:
     scores = logits(6)
 
     def sequence(seed: int) -> list[int]:
-        setting = sampling(top_p=1.0, temperature=2.0, seed=seed)
-        return [int(process(scores.clone(), setting, [], []).argmax()) for _ in range(30)]
+        one = sampler(sampling(top_p=1.0, temperature=2.0, seed=seed))
+        return [int(one.process(scores.clone(), [], []).argmax()) for _ in range(30)]
 
     assert sequence(7) == sequence(7)
     assert sequence(7) != sequence(8)
@@ -152,10 +162,49 @@ def test_a_multi_token_bad_word_is_only_stopped_at_its_last_token() -> None:
 
 def test_log_probs_are_of_the_full_distribution_and_of_the_drawn_token() -> None:
     scores = logits(9)
-    setting = sampling(top_k=2, temperature=0.5, seed=1, return_log_probs=True)
-    drawn = [int(process(scores.clone(), setting, [], []).argmax()) for _ in range(5)]
-    expected = (scores / 0.5).log_softmax(0)[drawn]
-    np.testing.assert_allclose(setting.log_probs, expected.numpy(), rtol=1e-5)
+    state = SequenceState(sampling(top_k=2, temperature=0.5, seed=1, return_log_probs=True, num_top_logprobs=3))
+    one = Sampler(state)
+    drawn = [int(one.process(scores.clone(), [], []).argmax()) for _ in range(5)]
+    expected = (scores / 0.5).log_softmax(0)
+    np.testing.assert_allclose(state.log_probs, expected[drawn].numpy(), rtol=1e-5)
+    values, ids = expected.topk(3)
+    for top_ids, top_log_probs in state.top_logprobs:
+        assert top_ids.tolist() == ids.tolist()
+        np.testing.assert_allclose(top_log_probs, values.numpy(), rtol=1e-5)
+
+
+def test_fewer_top_log_probs_where_fewer_tokens_are_possible() -> None:
+    bias = np.full(VOCAB, -np.inf, np.float32)
+    bias[[4, 7]] = 0
+    state = SequenceState(sampling(embedding_bias=bias, num_top_logprobs=3))
+    Sampler(state).process(logits(1), [], [])
+    [(ids, log_probs)] = state.top_logprobs
+    assert (sorted(ids[:2].tolist()), ids[2]) == ([4, 7], -1)
+    np.testing.assert_allclose(np.exp(log_probs).sum(), 1, rtol=1e-5)
+
+
+def test_a_bias_moves_the_choice_and_forbids() -> None:
+    scores = logits(2)
+    likeliest, other = scores.argsort(descending=True)[:2].tolist()
+    bias = np.zeros(VOCAB, np.float32)
+    bias[likeliest] = -np.inf
+    assert set(draw(scores, sampling(embedding_bias=bias, temperature=9.0), 3)) == {other}
+    assert likeliest not in draw(scores, sampling(embedding_bias=bias, top_p=1.0, temperature=99.0), 200)
+
+
+@pytest.mark.parametrize("min_p", [0.3, 0.61, 1.0])
+def test_min_p_drops_what_is_unlikely_beside_the_likeliest(min_p: float) -> None:
+    probabilities = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05])
+    expected = {i for i, p in enumerate(probabilities.tolist()) if p >= min_p * 0.4 * 0.999}
+    assert set(draw(probabilities.log(), sampling(top_p=1.0, min_p=min_p, seed=5), 400)) == expected
+
+
+def test_bans_that_leave_nothing_are_a_failure_and_not_nonsense() -> None:
+    bias = np.full(VOCAB, -np.inf, np.float32)
+    bias[5] = 0
+    state = SequenceState(sampling(embedding_bias=bias, bad_words=[(5,)]))
+    Sampler(state).process(logits(), [], [])
+    assert state.failure is not None and "exclude each other" in state.failure
 
 
 @settings(deadline=None)
@@ -170,6 +219,9 @@ def test_log_probs_are_of_the_full_distribution_and_of_the_drawn_token() -> None
     words=st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=3).map(tuple), max_size=3),
     seed=st.integers(0, 2**64 - 1),
     end_id=st.integers(-1, VOCAB - 1),
+    min_p=st.floats(0.0, 1.0),
+    bias=st.none() | st.lists(st.floats(max_value=100, width=32, allow_nan=False), min_size=VOCAB, max_size=VOCAB),
+    top=st.integers(0, 20),
 )
 def test_no_accepted_setting_raises(
     top_k: int | None,
@@ -182,13 +234,30 @@ def test_no_accepted_setting_raises(
     words: list[tuple[int, ...]],
     seed: int,
     end_id: int,
+    min_p: float,
+    bias: list[float] | None,
+    top: int,
 ) -> None:
     """An exception here would end the generation thread, and with it every request."""
-    setting = Sampling(
-        end_id, temperature, top_k, top_p, seed, repetition, presence, frequency, min_tokens, words, return_log_probs=True
+    setting = SamplingParams(
+        end_id,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        repetition,
+        presence,
+        frequency,
+        min_tokens,
+        words,
+        None if bias is None else np.array(bias, np.float32),
+        return_log_probs=True,
+        num_top_logprobs=top,
     )
+    one = sampler(setting)
     for _ in range(2):
-        assert 0 <= int(process(logits(), setting, [1, 2, 1, VOCAB + 9], [2, 3]).argmax()) < VOCAB
+        assert 0 <= int(one.process(logits(), [1, 2, 1, VOCAB + 9], [2, 3]).argmax()) < VOCAB
 
 
 def test_greedy_requests_need_no_work_on_their_scores() -> None:

@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from build_scripts import _internlm2_to_llama, _shards
-from build_scripts import export_llm as export_module
 from build_scripts import make_checkpoint as make_checkpoint_module
-from build_scripts.export_llm import Dtype, export_llm
 from build_scripts.make_checkpoint import make_checkpoint
 from internvideo_server.checkpoint import Checkpoint, CheckpointError
+from internvideo_server.export import __main__ as export_command
+from internvideo_server.export import _internlm2_to_llama, shards
+from internvideo_server.export.language_model import Dtype, export_llm
 from internvideo_server.limits import EngineLimits, LimitsError
 
 ROOT = Path(__file__).parents[1]
@@ -236,7 +236,7 @@ def test_a_failed_export_leaves_no_engine(tiny: Path, tmp_path: Path, monkeypatc
     def disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_shards, "save_file", disk_full)
+    monkeypatch.setattr(shards, "save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         export_llm(tiny, tmp_path / "e", dtype=Dtype.FLOAT16)
     with pytest.raises(LimitsError):
@@ -254,7 +254,7 @@ def test_an_export_that_ends_between_weights_and_tokenizer_does_not_pass_for_the
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("build_scripts.export_tokenizer.export_tokenizer", killed)
+    monkeypatch.setattr("internvideo_server.export.tokenizer.export_tokenizer", killed)
     with pytest.raises(KeyboardInterrupt):
         export_llm(tiny, tmp_path / "e", dtype=Dtype.FLOAT16)
     monkeypatch.undo()
@@ -273,7 +273,7 @@ def test_an_export_holds_the_directory_for_itself(tiny: Path, tmp_path: Path, mo
                 held.append(file.name)
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(_shards, "save_file", write)
+    monkeypatch.setattr(shards, "save_file", write)
     export_llm(tiny, tmp_path / "e")
     assert held == ["1.part"]
     with (tmp_path / "e/.lock").open("w") as lock:
@@ -316,7 +316,7 @@ UNKNOWN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown tensor": (
         lambda c: _edit_tensors(c, lambda t: t.update({f"{LAYER}.attention.wo.bias": torch.zeros(64)})),
-        r"attention\.wo\.bias is no tensor of InternLM2",
+        r"attention\.wo\.bias is not a tensor of InternLM2",
     ),
 }
 
@@ -345,17 +345,17 @@ def test_command_line(tiny: Path, tmp_path: Path) -> None:
 
 def test_command_line_names_the_fault(tmp_path: Path) -> None:
     app = typer.Typer()
-    app.command()(export_module.main)
+    app.command()(export_command.main)
     result = CliRunner().invoke(app, [str(tmp_path / "no"), "--out", str(tmp_path / "e")])
     assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path / 'no'} is no directory: give the folder that holds config.json\n"
+    assert result.stderr == f"error: {tmp_path / 'no'} is not a directory: give the folder that holds config.json\n"
 
 
 def test_a_current_engine_is_found_without_torch(tiny: Path, engine: Path) -> None:
     program = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         "from pathlib import Path\n"
-        "from build_scripts.export_llm import export_llm\n"
+        "from internvideo_server.export.language_model import export_llm\n"
         "export_llm(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tiny), str(engine)], check=True, cwd=ROOT, timeout=60)

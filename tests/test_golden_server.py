@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from internvideo_server.launch import RunningServer, ServeOptions, start
+from internvideo_server.launch import RunningServer, start
+from internvideo_server.settings import ServeSettings
 from tests.asking import FREE_PORTS, answer, client, ensemble_ids, text_part, video_part
 
 pytestmark = pytest.mark.server
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def golden_server(golden: Path, shared_dir: Path) -> Iterator[RunningServer]:
     roots = (shared_dir / "data",)
-    with start(ServeOptions(checkpoint=golden / "model", device="cpu", allowed_local_media_path=roots, **FREE_PORTS)) as running:
+    with start(ServeSettings(checkpoint=golden / "model", device="cpu", allowed_local_media_path=roots, **FREE_PORTS)) as running:
         yield running
 
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 import tritonclient.grpc as grpcclient
 
-from internvideo_server.launch import RunningServer, ServeOptions, start
+from internvideo_server.launch import RunningServer, start
+from internvideo_server.settings import ServeSettings
 from tests.asking import FREE_PORTS, answer, body, client, ensemble_ids, text_part, video_part
 from tests.test_second_turn import conversation, difference, figures
 
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.server]
 
 @pytest.fixture(scope="module")
 def gpu_server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    options = ServeOptions(
+    options = ServeSettings(
         checkpoint=checkpoint,
         device="cuda",
         allowed_local_media_path=(media_dir,),
@@ -33,7 +34,7 @@ def gpu_server(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempP
         decode_workers=8,
         frame_cache_mb=64,
         embedding_cache_mb=1,
-        ready_timeout_s=90.0,
+        ready_timeout=90.0,
         **FREE_PORTS,
     )
     with start(options) as running:
@@ -66,7 +67,7 @@ def test_a_client_calls_vit_with_frames_and_table_in_its_own_cuda_regions(gpu_se
     from tritonclient.utils import cuda_shared_memory as regions
 
     frames = torch.randint(0, 256, (1, 16, 3, 448, 448), dtype=torch.uint8, device="cuda")
-    name = uuid.uuid4().hex
+    name, headers = uuid.uuid4().hex, gpu_server.secret.grpc_headers
     with grpcclient.InferenceServerClient(gpu_server.grpc_url) as triton:
         plain = infer(
             triton, grpcclient.InferInput("frames", list(frames.shape), "UINT8").set_data_from_numpy(frames.cpu().numpy())
@@ -77,7 +78,7 @@ def test_a_client_calls_vit_with_frames_and_table_in_its_own_cuda_regions(gpu_se
         held = {key: regions.create_shared_memory_region(key, size, 0) for key, size in sizes.items()}
         try:
             for key, size in sizes.items():
-                triton.register_cuda_shared_memory(key, regions.get_raw_handle(held[key]), 0, size)
+                triton.register_cuda_shared_memory(key, regions.get_raw_handle(held[key]), 0, size, headers=headers)
             regions.set_shared_memory_region_from_dlpack(held[f"{name}_frames"], [frames])
             sent = grpcclient.InferInput("frames", list(frames.shape), "UINT8")
             sent.set_shared_memory(f"{name}_frames", frames.numel())
@@ -90,7 +91,7 @@ def test_a_client_calls_vit_with_frames_and_table_in_its_own_cuda_regions(gpu_se
             assert list(result.get_output("prompt_embedding_table").shape) == shape
         finally:
             for key, region in held.items():
-                triton.unregister_cuda_shared_memory(key)
+                triton.unregister_cuda_shared_memory(key, headers=headers)
                 regions.destroy_shared_memory_region(region)
 
 

@@ -1,4 +1,4 @@
-"""The embedded engine on a GPU: flash attention over pages, CUDA graphs, prompt tables and shared prefixes under them."""
+"""The embedded engine on a GPU: attention over pages, prompt tables and shared prefixes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from internvideo_server.engine import Engine
-from internvideo_server.engine._attention import DecodeStep
-from internvideo_server.engine._graphs import DecodeGraphs
+from tests.engine_lab import SLOTS, Answer, ask, export, start, with_video
 from tests.paged_attention import HEAD_DIM, Case
-from tests.test_engine_batching import SLOTS, Answer, ask, export, start, with_video
 
 pytestmark = pytest.mark.gpu
 
@@ -38,34 +36,6 @@ def test_attention_is_plain_attention(dtype: torch.dtype, page_size: int, length
         step = case.decoding(spare_pages=2) if set(new) == {1} else case.packed()
         out = step.attend(0, case.query, case.key, case.value, SCALE)
         torch.testing.assert_close(out, case.expected(), rtol=0, atol=TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_graph_gives_what_the_step_gives_whatever_its_padding(dtype: torch.dtype) -> None:
-    """One graph is used for several batches, so what an earlier one left in it must not matter."""
-    lengths = [300, 17, 256, 40, 513]
-    case = Case(lengths, [1] * 5, 32, 2, 2, shared=2, seed=3, dtype=dtype, device="cuda")
-    table = torch.full((5, 24), -1, dtype=torch.int32)
-    for row, pages in zip(table, case.pages, strict=True):
-        row[: len(pages)] = torch.tensor(pages)
-    embedding = torch.randn(10, 4 * HEAD_DIM, device="cuda", dtype=dtype)
-
-    def decode(ids: torch.Tensor, positions: torch.Tensor, step: DecodeStep) -> torch.Tensor:
-        query = embedding[ids].view(-1, 4, HEAD_DIM)
-        return step.attend(0, query, query[:, :2], query[:, 2:], SCALE)
-
-    graphs = DecodeGraphs(decode, case.cache, max_requests=5, max_pages=24)
-    positions = torch.tensor(lengths, device="cuda", dtype=torch.int32) - 1
-    ids = torch.tensor([1, 2, 3, 4, 5], device="cuda", dtype=torch.int32)
-    for chosen in ([0, 1, 2, 3, 4], [3], [1, 4], [2, 0, 3], [4, 3, 2, 1]):
-        pick = torch.tensor(chosen)
-        expected = decode(ids[pick], positions[pick], DecodeStep(case.cache, positions[pick], table[pick].cuda()))
-        untouched = case.cache.keys[0].clone()
-        got = graphs(ids[pick], positions[pick], table[pick], longest=513)
-        torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE[dtype])
-        trash = slice(case.cache.trash_page * 32, (case.cache.trash_page + 1) * 32)
-        untouched[trash] = case.cache.keys[0][trash]
-        assert torch.equal(case.cache.keys[0], untouched)  # padding writes nowhere else
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +67,15 @@ def answers(engine: Engine, asked: list[dict[str, Any]]) -> list[list[int]]:
     return [answer.wait() for answer in [ask(engine, **request, count=20) for request in asked]]
 
 
-def test_greedy_ids_through_graphs_are_those_of_a_cpu_without(on_cpu: Engine, on_gpu: Engine) -> None:
+def test_greedy_ids_are_those_of_a_cpu(on_cpu: Engine, on_gpu: Engine) -> None:
     asked = requests(on_cpu, 2 * SLOTS)
     expected = [ids for request in asked for ids in answers(on_cpu, [request])]
     assert [ids for request in asked for ids in answers(on_gpu, [request])] == expected  # alone
     assert answers(on_gpu, asked) == expected  # and in batches that requests enter and leave
 
 
-def test_tables_that_change_while_graphs_live_reach_the_next_request(on_cpu: Engine, on_gpu: Engine) -> None:
-    """More videos than slots, so each slot's rows change, while other requests decode through the same graphs."""
+def test_tables_that_change_reach_the_next_request(on_cpu: Engine, on_gpu: Engine) -> None:
+    """More videos than slots, so each slot's rows change, while another request decodes."""
     asked = requests(on_cpu, 3, first=20)
     long = [ask(on_gpu, **request, count=300) for request in requests(on_cpu, 1, first=30)]
     for _ in range(3):
@@ -127,12 +97,12 @@ def test_a_second_turn_reads_the_first_ones_pages(on_cpu: Engine, on_gpu: Engine
     extra = np.concatenate([request["prompt_table_extra_ids"][0], np.zeros(len(first) + len(question), np.uint64)])[None]
     second = {"ids": ids, "table": request["table"], "prompt_table_extra_ids": extra}
     computed: list[int] = []
-    hook = on_gpu._manager.tables.register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))  # graphs pass it by
+    hook = on_gpu._batch.tables.register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))
     try:
         assert answers(on_gpu, [second]) == answers(on_cpu, [second])
     finally:
         hook.remove()
-    assert sum(computed) <= len(ids) - len(request["ids"]) // 256 * 256
+    assert sum(computed) <= len(ids) - len(request["ids"]) // 32 * 32 + 2 * 20  # both answers' own steps
 
 
 def test_sampled_answers_of_a_seed_repeat_among_others(on_gpu: Engine) -> None:

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from internvideo_server.embeddings import Embedder, NamedFrames
-from internvideo_server.media import Budget
+from internvideo_server.deadline import Deadline
+from internvideo_server.frame_buffer import FrameBuffer
 from internvideo_server.metrics import Meter
-from internvideo_server.regions import RegionPool
-from internvideo_server.video import FrameBuffer
-from internvideo_server.vision import VisionModel
+from internvideo_server.vit.embedder import Embedder, NamedFrames
+from internvideo_server.vit.table_buffers import RegionPool
+from internvideo_server.vit.vision import VisionModel
 
 pytestmark = pytest.mark.gpu
 
@@ -51,7 +51,7 @@ def pictures(seed: int, count: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, 448, 448), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def left(embeddings: Embedder, ticket: int, frames: dict[bytes, Tensor]) -> None:
+def left(embeddings: Embedder, reservation: int, frames: dict[bytes, Tensor]) -> None:
     """Frames as `preprocessing` leaves them."""
     buffers = {}
     for key, tensor in frames.items():
@@ -60,7 +60,7 @@ def left(embeddings: Embedder, ticket: int, frames: dict[bytes, Tensor]) -> None
         while written < len(content):
             written += os.pwrite(buffers[key].fd, content[written:], written)
         buffers[key].frame_count = len(tensor)
-    assert embeddings.parcels.put(ticket, "", time.monotonic() + 3600, buffers)
+    assert embeddings.reservations.hold_frames(reservation, "", time.monotonic() + 3600, buffers)
 
 
 def key(number: int) -> bytes:
@@ -86,9 +86,9 @@ def test_embeddings_never_touch_host_memory(model: VisionModel, embedder: Callab
 
     def work(turn: int) -> None:
         names = [key(2 * turn), key(2 * turn + 1)]
-        for ticket, wanted in enumerate(([0], [0, 1], [1]), start=1):  # new; known and new together; known alone
-            left(embeddings, ticket, {names[number]: contents[number] for number in wanted})
-            table = embeddings.table(NONE, [NamedFrames(names[number], 0) for number in wanted], ticket, Budget())
+        for reservation, wanted in enumerate(([0], [0, 1], [1]), start=1):  # new; known and new together; known alone
+            left(embeddings, reservation, {names[number]: contents[number] for number in wanted})
+            table = embeddings.table(NONE, [NamedFrames(names[number], 0) for number in wanted], reservation, Deadline())
             assert table.rows.is_cuda
             assert torch.from_dlpack(torch.to_dlpack(table.rows.unsqueeze(0))).data_ptr() == table.rows.data_ptr()
             table.release()
@@ -108,12 +108,12 @@ def test_frames_from_everywhere_give_the_same_rows(model: VisionModel, embedder:
     frames = pictures(1, 24)
     expected = model.embed(frames)
     left(embeddings, 1, {key(1): frames})
-    for source, media, ticket in (
+    for source, media, reservation in (
         (frames, [], 0),
         (frames.cuda(), [], 0),
         (NONE, [NamedFrames(key(1), 0)], 1),
     ):
-        table = embeddings.table(source, media, ticket, Budget())
+        table = embeddings.table(source, media, reservation, Deadline())
         assert torch.equal(table.rows, expected)
         table.release()
 
@@ -129,10 +129,10 @@ def test_many_requests_at_a_time_get_their_own_rows_and_memory_stays(
         names = random.Random(turn).sample(range(12), 1 + turn % 3)
         source = torch.cat([videos[number] for number in names])
         if turn % 4 == 3:
-            table = embeddings.table(source.cuda(), [NamedFrames(key(n), len(videos[n])) for n in names], 0, Budget())
+            table = embeddings.table(source.cuda(), [NamedFrames(key(n), len(videos[n])) for n in names], 0, Deadline())
         else:
             left(embeddings, turn + 1, {key(number): videos[number] for number in names})
-            table = embeddings.table(NONE, [NamedFrames(key(number), 0) for number in names], turn + 1, Budget())
+            table = embeddings.table(NONE, [NamedFrames(key(number), 0) for number in names], turn + 1, Deadline())
         try:
             assert torch.equal(table.rows, torch.cat([expected[number] for number in names]))
         finally:

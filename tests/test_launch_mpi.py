@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from internvideo_server.engine_directory import cuda_pool_bytes, world_size
 from internvideo_server.launch import LaunchError
-from internvideo_server.launch._engine import cuda_pool_bytes, world_size
+from internvideo_server.launch._device import Device
 from internvideo_server.launch._mpi import mpi_command, mpi_environment
-from internvideo_server.launch._options import Device
-from internvideo_server.launch._repository import RunSettings
-from internvideo_server.limits import EngineLimits
+from internvideo_server.launch._repository import RunPlan
+from internvideo_server.limits import EngineLimits, LimitsError
+from internvideo_server.settings import ServeSettings
 
 TRITON = [
     *("/opt/tritonserver/bin/tritonserver", "--model-repository=/r", "--disable-auto-complete-config"),
@@ -85,7 +86,7 @@ def test_the_ranks_of_an_engine_are_its_files_and_what_its_config_says(tmp_path:
     write(12, 12)
     assert world_size(tmp_path) == 12
     write(2, 1)
-    with pytest.raises(LaunchError, match=r"says 2 ranks, the directory holds rank0\.engine: build it anew"):
+    with pytest.raises(LimitsError, match=r"says 2 ranks, the directory holds rank0\.engine: build it anew"):
         world_size(tmp_path)
 
 
@@ -99,9 +100,11 @@ def test_each_rank_has_a_gpu_and_the_tower_may_have_another(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_config": {"mapping": {"world_size": 2}}}))
     for name in ("rank0.engine", "rank1.engine", "xgrammar_tokenizer_info.json"):
         (tmp_path / name).touch()
-    settings = RunSettings(tmp_path, tmp_path, Device(1), "bfloat16", 80, 128, (), 2, 64, Device(0), kv_cache_fraction=0.5)
-    parameters = settings.parameters()
+    plan = RunPlan(ServeSettings(kv_cache_fraction=0.5), tmp_path, tmp_path, "bfloat16", Device(1), Device(0))
+    parameters = plan.parameters()
     assert parameters["tensorrt_llm"] == {
+        "engine": "tensorrt_llm",
+        "unsupported_inputs": "min_p,num_top_logprobs",
         "gpt_model_path": str(tmp_path),
         "gpu_device_ids": "1,2",
         "guided_decoding_backend": "xgrammar",
@@ -112,8 +115,8 @@ def test_each_rank_has_a_gpu_and_the_tower_may_have_another(tmp_path: Path) -> N
 
 
 def test_without_a_grammar_file_guided_decoding_is_off(tmp_path: Path) -> None:
-    settings = RunSettings(tmp_path, tmp_path, Device(0), "bfloat16", 80, 128, (), 2, 64)
-    parameters = settings.parameters()["tensorrt_llm"]
+    plan = RunPlan(ServeSettings(), tmp_path, tmp_path, "bfloat16", Device(0), Device(0))
+    parameters = plan.parameters()["tensorrt_llm"]
     assert (parameters["guided_decoding_backend"], parameters["xgrammar_tokenizer_info_path"]) == ("", "")
 
 
@@ -160,5 +163,5 @@ def test_mpirun_runs_each_rank_with_its_flags_and_lets_it_end_in_order(tmp_path:
     assert [fact["argv"][-1] for fact in facts] == [f"--backend-config=python,shm-region-prefix-name=iv_rank{n}_" for n in (0, 1)]
     assert "--load-model=tensorrt_llm" in facts[1]["argv"]
     assert {fact["cores"] for fact in facts} == {len(os.sched_getaffinity(0))}  # bound to no core
-    assert {fact["mark"] for fact in facts} == {"lab"}  # the keeper finds every rank by it
+    assert {fact["mark"] for fact in facts} == {"lab"}  # the supervisor finds every rank by it
     assert all((tmp_path / f"{number}.ended").exists() for number in (0, 1))

@@ -28,7 +28,12 @@ def asking(server: RunningServer, request: dict[str, Any]) -> Iterator[socket.so
     """A request under way; leaving the block closes its connection, as a client that goes away does."""
     url = urlsplit(server.adapter_url)
     content = json.dumps(request).encode()
-    lines = ("POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}")
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    )
     head = "\r\n".join(lines) + "\r\n\r\n"
     with socket.create_connection((url.hostname, url.port), timeout=MOST_SECONDS) as connection:
         connection.sendall(head.encode() + content)
@@ -53,15 +58,16 @@ def active(server: RunningServer) -> float:
 
 
 def decoders(server: RunningServer) -> dict[int, psutil.Process]:
-    """The decoder processes of this server, by id: children of its preprocessing model's stub."""
+    """The decoder processes of this server, by id: children of the fork server, which its preprocessing model's stub started."""
     found = {}
     for process in psutil.process_iter():
         try:
-            if "internvideo_server.video._worker" in process.cmdline() and str(server.repository) in str(
-                process.parents()[0].cmdline()
+            fork_server, stub, *_ = process.parents()
+            if "internvideo_server.preprocessing.video._fork_server" in fork_server.cmdline() and str(server.repository) in str(
+                stub.cmdline()
             ):
                 found[process.pid] = process
-        except (psutil.NoSuchProcess, IndexError):
+        except (psutil.NoSuchProcess, ValueError):
             continue
     return found
 

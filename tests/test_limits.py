@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ServingError
 from internvideo_server.limits import EngineLimits, LimitsError
-from internvideo_server.media import Budget
 from internvideo_server.metrics import Meter
-from internvideo_server.regions import RegionPool
+from internvideo_server.vit.table_buffers import RegionPool
 
 LIMITS = EngineLimits("bfloat16", 1000, 64, 2, 4000, 4096, 4000, 2 * 128 * 16)
 
@@ -37,4 +37,4 @@ def test_an_engine_of_an_unknown_dtype_is_refused() -> None:
 def test_what_a_region_holds_is_told_in_a_number_that_may_be_asked_for() -> None:
     pool = RegionPool(1, 16 * 10 * 8, "test_", torch.device("cpu"), Meter())
     with pytest.raises(ServingError, match="ask for at most 8 frames"):
-        pool.take(16 * 12, 8, Budget())
+        pool.take(16 * 12, 8, Deadline())

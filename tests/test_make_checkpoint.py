@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from build_scripts import make_checkpoint as make_checkpoint_module
-from build_scripts._checkpoint_layout import DIMENSIONS, Size, model_config, tensor_specs
-from build_scripts._random_tokenizer import write_tokenizer
+from build_scripts.checkpoint_sizes import DIMENSIONS, Size, model_config, tensor_specs
 from build_scripts.make_checkpoint import Dtype, _split, make_checkpoint
+from build_scripts.random_tokenizer import write_tokenizer
 from internvideo_server.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +170,7 @@ def test_a_given_tokenizer_is_copied(tmp_path: Path, shared_dir: Path) -> None:
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "text.model").write_text("no model")
-    for file, message in ((tiny / "tokenizer.model", "1500 pieces"), (tmp_path / "text.model", "no sentencepiece")):
+    for file, message in ((tiny / "tokenizer.model", "1500 pieces"), (tmp_path / "text.model", "not a sentencepiece")):
         with pytest.raises(ValueError, match=message):
             make_checkpoint(tmp_path / "out", size=Size.FULL, tokenizer_model=file)
     assert [file.name for file in tmp_path.iterdir()] == ["text.model"]

@@ -13,9 +13,10 @@ from typing import Any
 import av
 import pytest
 
-from build_scripts._demo.film import Format, film
-from build_scripts._demo.scene import COLOUR_NAMES, MOVES, SHAPES, Event, Scene, Thing
-from internvideo_server.launch import RunningServer, ServeOptions, start
+from build_scripts.demo_model.train.film import Format, film
+from build_scripts.demo_model.train.scene import COLOUR_NAMES, MOVES, SHAPES, Event, Scene, Thing
+from internvideo_server.launch import RunningServer, start
+from internvideo_server.settings import ServeSettings
 from tests.asking import FREE_PORTS, MODEL, client, difference, figures, text_part, until, video_part
 
 pytestmark = pytest.mark.server
@@ -74,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The whole system with the demo model, which ends its answers: too soon for the other tests' server."""
     run = tmp_path_factory.mktemp("demo-run")
-    with start(ServeOptions(device="cpu", allowed_local_media_path=(folder,), run_directory=run, **FREE_PORTS)) as running:
+    with start(ServeSettings(device="cpu", allowed_local_media_path=(folder,), run_directory=run, **FREE_PORTS)) as running:
         yield running
 
 

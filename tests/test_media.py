@@ -2,6 +2,7 @@
 
 import base64
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import internvideo_server.media as media
+import internvideo_server.preprocessing.media as media
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ErrorCode, ServingError
-from internvideo_server.media import Budget, Media, MediaPolicy, fetch
+from internvideo_server.preprocessing.media import Media, MediaPolicy, fetch
 
 CONTENT = b"not really a video, but bytes"
 
@@ -44,7 +46,7 @@ def refusal(url: str, policy: MediaPolicy) -> ServingError:
 
 
 def test_the_public_surface() -> None:
-    assert set(media.__all__) == {"POLL_SECONDS", "Budget", "Cancelled", "Digests", "Identity", "Media", "MediaPolicy", "fetch"}
+    assert set(media.__all__) == {"Digests", "Identity", "Media", "MediaPolicy", "fetch"}
 
 
 @pytest.mark.parametrize("form", ["file://{}", "file://localhost{}", "FILE://{}"])
@@ -137,7 +139,7 @@ def test_other_urls_are_the_clients_fault(url: str, policy: MediaPolicy) -> None
 
 
 def test_a_policy_with_a_missing_root_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         MediaPolicy(allowed_local_roots=(tmp_path / "missing",))
 
 
@@ -162,9 +164,9 @@ def test_a_large_data_url_is_decoded_piece_by_piece() -> None:
         "data:video/mp4;base64",
         "data:video/mp4;base64,",
         "data:video/mp4;base64,####",
-        "data:video/mp4;base64,QUJ",
+        "data:video/mp4;base64,QUJDR",
         "data:video/mp4;base64,QQ==QUJD",
-        "data:video/mp4;base64,QUJ D",
+        "data:video/mp4;base64,QUJ.D",
         "data:video/mp4;base64,ÄÄÄÄ",
     ],
 )
@@ -183,19 +185,34 @@ def test_uploads_become_media(policy: MediaPolicy) -> None:
 
 def test_a_medium_that_fails_leaves_no_file_open(policy: MediaPolicy, root: Path) -> None:
     before = os.listdir("/proc/self/fd")
-    for url in (f"file://{root}/missing", f"file://{root}", "data:;base64,QUJ", "data:;base64,"):
+    for url in (f"file://{root}/missing", f"file://{root}", "data:;base64,QUJDR", "data:;base64,"):
         refusal(url, policy)
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_spent_budget_ends_a_fetch(root: Path, policy: MediaPolicy) -> None:
+def test_a_passed_deadline_ends_a_fetch(root: Path, policy: MediaPolicy) -> None:
     cancelled = threading.Event()
     cancelled.set()
     url = f"file://{root}/a%20video.mp4"
-    for budget, code in (
-        (Budget(cancelled=cancelled), ErrorCode.CANCELLED),
-        (Budget(deadline=time.monotonic()), ErrorCode.DEADLINE_EXCEEDED),
+    for deadline, code in (
+        (Deadline(cancelled=cancelled.is_set), ErrorCode.CANCELLED),
+        (Deadline(time.monotonic()), ErrorCode.DEADLINE_EXCEEDED),
     ):
         with pytest.raises(ServingError) as caught:
-            fetch(url, policy, None, budget)
+            fetch(url, policy, None, deadline)
         assert caught.value.code is code
+
+
+def test_a_process_that_may_open_no_more_files_is_not_told_to_be_forbidden(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+    held = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                held.append(fetch((tmp_path / "a.mp4").as_uri(), MediaPolicy(allowed_local_roots=(tmp_path,))))
+    finally:
+        for medium in held:
+            medium.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -13,9 +13,10 @@ import httpcore2
 import pytest
 import trustme
 
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ErrorCode, ServingError
-from internvideo_server.media import Budget, Media, MediaPolicy, _http, fetch
-from internvideo_server.media._addresses import CheckedBackend, is_public
+from internvideo_server.preprocessing.media import Media, MediaPolicy, _http, fetch
+from internvideo_server.preprocessing.media._addresses import CheckedBackend, is_public
 
 CONTENT = b"not really a video, but bytes"
 
@@ -118,14 +119,12 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-INTERNAL = MediaPolicy(
-    allowed_hosts=("127.0.0.1", "localhost"), allow_private_addresses=True, max_bytes=100_000, read_timeout=5.0
-)
+INTERNAL = MediaPolicy(private_hosts=("127.0.0.1", "localhost"), max_bytes=100_000, read_timeout=5.0)
 
 
-def refusal(url: str, policy: MediaPolicy = INTERNAL, budget: Budget | None = None) -> ServingError:
+def refusal(url: str, policy: MediaPolicy = INTERNAL, deadline: Deadline | None = None) -> ServingError:
     with pytest.raises(ServingError) as caught:
-        fetch(url, policy, "here.url", budget).close()
+        fetch(url, policy, "here.url", deadline).close()
     return caught.value
 
 
@@ -208,7 +207,7 @@ def test_redirects_are_followed_to_a_limit(server: Server) -> None:
     ],
 )
 def test_every_hop_is_checked_like_the_first(target: str, server: Server) -> None:
-    policy = replace(INTERNAL, allowed_hosts=("127.0.0.1",))
+    policy = replace(INTERNAL, allowed_hosts=("videos.example",), private_hosts=("127.0.0.1",))
     assert refusal(server.url(f"redirect?{target}"), policy).code is ErrorCode.PERMISSION_DENIED
     assert len(server.seen) == 1
 
@@ -231,9 +230,28 @@ def test_hosts_that_are_not_listed_are_refused_before_they_are_looked_up(monkeyp
     assert refusal("http://videos.example.evil.example/x", policy).code is ErrorCode.PERMISSION_DENIED
 
 
-def test_private_addresses_cannot_be_opened_for_every_host() -> None:
-    with pytest.raises(ValueError, match="allowed_hosts"):
-        MediaPolicy(allow_private_addresses=True)
+@pytest.mark.parametrize("listed", ["LOCALHOST", "localhost.", "[::1]", "bücher.example", "xn--bcher-kva.example"])
+def test_a_host_is_the_same_however_it_is_written(listed: str) -> None:
+    policy = MediaPolicy(allowed_hosts=("videos.example",), private_hosts=(listed,))
+    written = {"[::1]": ("::1",)}.get(
+        listed, ("localhost", "Localhost.") if "local" in listed.lower() else ("xn--bcher-kva.example",)
+    )
+    assert all(policy.takes_host(host) and policy.takes_private(host) for host in written)
+    assert policy.takes_host("Videos.Example.") and not policy.takes_private("videos.example")
+
+
+def test_a_private_host_that_is_listed_opens_no_other(server: Server) -> None:
+    policy = replace(INTERNAL, private_hosts=("127.0.0.1",))
+    assert read(fetch(server.url("video"), policy)) == CONTENT
+    assert refusal(server.url("video", "localhost"), policy).code is ErrorCode.PERMISSION_DENIED
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
+def test_without_http_media_nothing_is_looked_up(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+    error = refusal(f"{scheme}://127.0.0.1/x", replace(INTERNAL, http=False))
+    assert (error.code, error.param) == (ErrorCode.PERMISSION_DENIED, "here.url")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +283,16 @@ def test_too_much_is_refused_before_it_is_read(path: str, server: Server) -> Non
 @pytest.mark.parametrize(("path", "code"), [("short", ErrorCode.UNAVAILABLE), ("gzip", ErrorCode.INVALID_ARGUMENT)])
 def test_half_or_compressed_content_is_refused(path: str, code: ErrorCode, server: Server) -> None:
     assert refusal(server.url(path)).code is code
+
+
+@pytest.mark.parametrize("word", ["", "aws-chunked", "Identity", "UTF-8", "none", "binary", "aws-chunked, identity"])
+def test_what_object_stores_write_as_an_encoding_is_none(word: str) -> None:
+    assert _http._real_encodings(word) == ""
+
+
+@pytest.mark.parametrize("word", ["gzip", "GZIP", "br", "deflate", "zstd", "compress", "aws-chunked, gzip"])
+def test_real_encodings_are_known(word: str) -> None:
+    assert _http._real_encodings(word)
 
 
 def test_a_closed_port_and_an_unknown_host_are_unavailable(server: Server) -> None:
@@ -308,15 +336,11 @@ def test_no_further_address_is_tried_when_nobody_waits_any_more(monkeypatch: pyt
 
 
 def test_a_deadline_ends_a_download(server: Server) -> None:
-    assert refusal(server.url("silent"), budget=Budget.seconds(0.1)).code is ErrorCode.DEADLINE_EXCEEDED
+    assert refusal(server.url("silent"), deadline=Deadline.after(0.1)).code is ErrorCode.DEADLINE_EXCEEDED
 
 
 def test_a_cancel_ends_a_download_at_once(server: Server) -> None:
-    class WhenAsked:
-        def is_set(self) -> bool:
-            return server.asked.is_set()
-
-    assert refusal(server.url("silent"), budget=Budget(cancelled=WhenAsked())).code is ErrorCode.CANCELLED
+    assert refusal(server.url("silent"), deadline=Deadline(cancelled=server.asked.is_set)).code is ErrorCode.CANCELLED
     assert not server.end.is_set()
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from build_scripts._checkpoint_layout import DIMENSIONS, Size, model_config
 from build_scripts._engine_plan import Plan, Quantization, Sizes, engine_bytes
-from build_scripts.sizing import gpu_bytes, table
+from build_scripts.checkpoint_sizes import DIMENSIONS, Size, model_config
+from build_scripts.sizing import gpu_bytes, small_cards, table
 from tests.conftest import ROOT
 from tests.test_docker import adapter_flags, serve_flags
 
@@ -42,6 +43,12 @@ def test_the_sizing_table_is_what_the_script_computes() -> None:
     shown = re.search(r"<!-- sizing -->\n(.*?)\n<!-- /sizing -->", TEXT, re.DOTALL)
     assert shown
     assert shown[1] == table([64, 128, 256, 512], [1, 2, 8])
+
+
+def test_the_table_of_small_cards_is_what_the_script_computes() -> None:
+    shown = re.search(r"<!-- caps -->\n(.*?)\n<!-- /caps -->", TEXT, re.DOTALL)
+    assert shown
+    assert shown[1] == small_cards([16, 24], [1, 2, 8])
 
 
 def test_engine_sizes_are_those_of_the_real_models_parameters() -> None:
@@ -90,8 +97,8 @@ def test_files_that_the_page_names_exist() -> None:
 
 def test_the_numbers_of_the_sizes_are_right() -> None:
     sizes = Sizes()
-    assert (sizes.max_input_len, sizes.max_seq_len, sizes.max_multimodal_len) == (6144, 8192, 4096)
-    for line in ("128 x 23 + 3200 = 6144", "6144 + 2048 = 8192", "2 x 128 x 16 = 4096"):
+    assert (sizes.max_input_len, sizes.max_seq_len, sizes.max_multimodal_len) == (4992, 7040, 4096)
+    for line in ("128 x 23 + 2048 = 4992", "4992 + 2048 = 7040", "2 x 128 x 16 = 4096"):
         assert line in TEXT
     int8 = engine_bytes(LLM, Quantization.NONE) + 2 * engine_bytes(LLM, Quantization.INT8)
     plain = 3 * engine_bytes(LLM, Quantization.NONE)
@@ -101,3 +108,15 @@ def test_the_numbers_of_the_sizes_are_right() -> None:
 def test_the_page_says_what_was_not_run() -> None:
     assert TEXT.count("**not run**") + TEXT.count("**never") + TEXT.count("**not loaded**") >= 6
     assert not re.search(r"/work/|/root/", Path(ROOT / "docs" / "production.md").read_text())
+
+
+def test_the_unit_of_systemd_is_valid_and_its_flags_exist(tmp_path: Path) -> None:
+    unit = re.search(r"```ini\n(\[Unit\].*?)```", TEXT, re.DOTALL)[1]  # type: ignore[index]
+    start = re.search(r"ExecStart=(\S+) (.*\n.*)", unit)
+    assert start
+    assert set(re.findall(r"--[a-z-]+", start[2])) <= serve_flags()
+    if shutil.which("systemd-analyze"):
+        file = tmp_path / "internvideo.service"
+        file.write_text(unit.replace(start[1], sys.executable))  # where it is installed here
+        checked = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ServingError
-from internvideo_server.scheduling import ChunkFailedError, Task, TowerQueue
-from internvideo_server.vision import Stopped
+from internvideo_server.vit.scheduler import TowerQueue
+from internvideo_server.vit.task import ChunkFailedError, Task
 from tests.asking import until
 from tests.tower_lab import PATIENCE_S, LabTower
 
@@ -29,7 +30,11 @@ class Lab:
         frames = torch.full((count, 3, 448, 448), number, dtype=torch.uint8)
         self.outs[number] = torch.zeros(16 * count, self.tower.hidden_size)
         return self.queue.submit(
-            frames, self.outs[number], lambda: number in self.unwanted, keep=keep, on_done=lambda _: self.ended.append(number)
+            frames,
+            self.outs[number],
+            Deadline(cancelled=lambda: number in self.unwanted),
+            keep=keep,
+            on_done=lambda _: self.ended.append(number),
         )
 
     def right(self, number: int) -> bool:
@@ -81,7 +86,7 @@ def test_a_stop_leaves_the_others(lab: Lab) -> None:
     lab.unwanted.add(1)
     lab.tower.run()
     other.result()
-    with pytest.raises(Stopped):
+    with pytest.raises(ServingError, match="nobody waits"):
         stopped.result()
     assert lab.right(2)
     assert sum(chunk.count(1) for chunk in lab.tower.chunks) <= 16
@@ -93,7 +98,7 @@ def test_a_task_ends_only_when_no_chunk_writes_for_it(lab: Lab) -> None:
     lab.unwanted.add(1)
     assert not task.done.is_set()
     lab.tower.run()
-    with pytest.raises(Stopped):
+    with pytest.raises(ServingError, match="nobody waits"):
         task.result()
 
 
@@ -121,7 +126,7 @@ def test_a_device_that_fails_after_a_chunk_was_queued_fails_its_requests_and_no_
         monkeypatch.undo()
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("internvideo_server.scheduling._Slot.mark", broken)
+    monkeypatch.setattr("internvideo_server.vit.scheduler._Slot.mark", broken)
     failing = lab.submit(1, 4)
     lab.tower.run()
     assert failing.done.wait(PATIENCE_S)
@@ -153,7 +158,7 @@ def test_closing_stops_what_is_not_finished(lab: Lab) -> None:
     lab.queue._closing = True
     lab.tower.run()
     lab.queue.close()
-    with pytest.raises(Stopped):
+    with pytest.raises(ServingError, match="nobody waits"):
         task.result()
     with pytest.raises(ServingError, match="shutting down"):
         lab.submit(2, 4)

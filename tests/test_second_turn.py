@@ -15,7 +15,8 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from internvideo_server.launch import RunningServer, ServeOptions, start
+from internvideo_server.launch import RunningServer, start
+from internvideo_server.settings import ServeSettings
 from tests.asking import FREE_PORTS, MODEL, answer, client, difference, figures, text_part, video_part
 
 pytestmark = pytest.mark.server
@@ -37,7 +38,7 @@ def conversation(*parts: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def forgetful(checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server whose caches have no size."""
-    options = ServeOptions(
+    options = ServeSettings(
         checkpoint=checkpoint,
         device="cpu",
         allowed_local_media_path=(media_dir,),
@@ -122,10 +123,45 @@ def test_every_figure_is_on_the_metrics_page(server: RunningServer, media_dir: P
     for name in names.split():
         assert shown[f"internvideo_{name}_total"] > 0
     for cache in ("frames", "embeddings"):
-        assert {f"internvideo_cache_{name}/{cache}" for name in ("hits_total", "misses_total", "evictions_total")} <= set(shown)
+        assert {f"internvideo_cache_{name}/{cache}" for name in ("hits_total", "evictions_total")} <= set(shown)
+        assert {f"internvideo_cache_misses_total/{cache}/{kind}" for kind in ("new", "evicted", "too_large")} <= set(shown)
         assert shown[f"internvideo_cache_bytes/{cache}"] > 0
     for model in ("preprocessing", "vit"):
         assert shown[f"internvideo_queue_seconds_total/{model}"] > 0
+
+
+def test_preprocessing_called_alone_answers_with_the_frames(server: RunningServer, media_dir: Path) -> None:
+    messages = json.dumps([{"role": "user", "content": [video_part(media_dir / "v2.mp4", num_frames=8)]}]).encode()
+    tensors = [
+        ("messages", np.array([[messages]], np.object_), "BYTES"),
+        ("request_output_len", np.array([[1]], np.int32), "INT32"),
+        ("return_frames", np.array([[True]]), "BOOL"),
+    ]
+    inputs = [grpcclient.InferInput(name, [1, 1], kind).set_data_from_numpy(value) for name, value, kind in tensors]
+    with grpcclient.InferenceServerClient(server.grpc_url) as triton:
+        for _ in range(2):  # the second finds them in the frame cache
+            result = triton.infer("preprocessing", inputs)
+            frames, counts = result.as_numpy("frames"), result.as_numpy("frame_counts")
+            assert frames.shape == (1, 8, 3, 448, 448) and frames.any()
+            assert (counts.tolist(), result.as_numpy("reservation").tolist()) == ([[8]], [[0]])
+        report = json.loads(result.as_numpy("report").item())
+        given = grpcclient.InferInput("frames", list(frames.shape), "UINT8").set_data_from_numpy(frames)
+        assert triton.infer("vit", [given]).as_numpy("prompt_embedding_table").shape[1] == 8 * 16
+    [medium] = report["media"]
+    assert (medium["frames"], medium["cached_frames"], len(medium["frame_numbers"])) == (8, 8, 8)
+    assert report["preprocessing"]["fetch_seconds"] > 0
+
+
+def test_an_answer_tells_which_frames_it_saw(server: RunningServer, media_dir: Path) -> None:
+    videos = [video_part(media_dir / name, num_frames=count, start=0.2) for name, count in (("v2.mp4", 8), ("v3.mp4", 4))]
+    with client(server.adapter_url) as http:
+        request = {"model": MODEL, "messages": conversation(*videos, text_part("?")), "max_tokens": 1}
+        first, second = (http.post("/v1/chat/completions", json=request).json()["usage"]["internvideo"] for _ in range(2))
+    assert [(medium["frames"], medium["cached_frames"]) for medium in first["media"]] == [(8, 0), (4, 0)]
+    assert [(medium["frames"], medium["cached_frames"]) for medium in second["media"]] == [(8, 8), (4, 4)]
+    numbers = [[medium["frame_numbers"] for medium in turn["media"]] for turn in (first, second)]
+    assert numbers[0] == numbers[1] and all(each == sorted(each) for each in numbers[0])
+    assert first["vision_ms"] > 0
 
 
 def test_a_requests_own_timeout_ends_it_in_preprocessing(server: RunningServer, media_dir: Path) -> None:
@@ -133,10 +169,11 @@ def test_a_requests_own_timeout_ends_it_in_preprocessing(server: RunningServer, 
     tensors = {
         "messages": np.array([[json.dumps(messages).encode()]], dtype=np.object_),
         "request_output_len": np.array([[1]], np.int32),
+        "return_frames": np.array([[True]]),  # all of them: without it the answer comes before the first is decoded
     }
     inputs = [
         grpcclient.InferInput(name, list(value.shape), kind).set_data_from_numpy(value)
-        for (name, value), kind in zip(tensors.items(), ("BYTES", "INT32"), strict=True)
+        for (name, value), kind in zip(tensors.items(), ("BYTES", "INT32", "BOOL"), strict=True)
     ]
     with grpcclient.InferenceServerClient(server.grpc_url) as triton, pytest.raises(InferenceServerException) as caught:
         triton.infer("preprocessing", inputs, timeout=20_000)  # microseconds
@@ -146,12 +183,12 @@ def test_a_requests_own_timeout_ends_it_in_preprocessing(server: RunningServer, 
 def test_the_servers_limit_ends_a_request_at_every_stage(
     checkpoint: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    options = ServeOptions(
+    options = ServeSettings(
         checkpoint=checkpoint,
         device="cpu",
         allowed_local_media_path=(media_dir,),
         run_directory=tmp_path_factory.mktemp("hurried"),
-        request_timeout_s=0.3,
+        request_timeout=0.3,
         **FREE_PORTS,
     )
     with start(options) as hurried, client(hurried.adapter_url) as http:

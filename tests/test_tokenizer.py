@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model
 
-from build_scripts.export_tokenizer import TokenizerExportError, export_tokenizer
-from internvideo_server.chat import ChatTokenizer
+from internvideo_server.export.tokenizer import TokenizerExportError, export_tokenizer
+from internvideo_server.preprocessing.chat import ChatTokenizer
 from tests.tokenizer_files import (
     ADDED_PLAIN,
     ADDED_SPECIAL,
@@ -189,7 +189,7 @@ def test_the_golden_checkpoint_exports(golden: Path, tmp_path: Path) -> None:
         (lambda model: setattr(model.normalizer_spec, "add_dummy_prefix", True), "dummy prefix"),
         (lambda model: setattr(model.normalizer_spec, "remove_extra_whitespaces", True), "extra whitespace"),
         (lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"x"), "normaliser"),
-        (lambda model: setattr(model.trainer_spec, "model_type", 1), "no BPE"),
+        (lambda model: setattr(model.trainer_spec, "model_type", 1), "not a BPE"),
         (lambda model: setattr(model.trainer_spec, "byte_fallback", False), "byte fallback"),
         (lambda model: setattr(model.pieces[400], "type", 5), "unused"),
         (lambda model: setattr(model.pieces[400], "piece", "a\U0001f98a"), "characters"),
@@ -209,10 +209,10 @@ def test_a_model_that_would_encode_otherwise_is_refused(spoil: object, reason: s
     ("name", "content", "reason"),
     [
         ("tokenizer.model", None, "cannot read"),
-        ("tokenizer.model", "\xff\xff\xff", "no sentencepiece model"),
+        ("tokenizer.model", "\xff\xff\xff", "not a sentencepiece model"),
         ("tokenizer_config.json", None, "cannot read"),
         ("tokenizer_config.json", "{", "not JSON"),
-        ("tokenizer_config.json", "[]", "no JSON object"),
+        ("tokenizer_config.json", "[]", "not a JSON object"),
         ("tokenizer_config.json", "{}", "added_tokens_decoder"),
         ("added_tokens.json", json.dumps({"<other>": 1}), "<s> in tokenizer_config.json"),
         ("added_tokens.json", json.dumps({"<far>": 99999}), "gaps"),

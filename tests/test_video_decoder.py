@@ -12,9 +12,10 @@ import pytest
 from decord import VideoReader
 from PIL import Image
 
-import internvideo_server.video as video
+import internvideo_server.preprocessing.video as video
 from internvideo_server.errors import ServingError
-from internvideo_server.video import DecodeLimits, DecodeRequest, FrameBuffer, FrameDecoder, Sampling
+from internvideo_server.frame_buffer import FrameBuffer
+from internvideo_server.preprocessing.video import DecodeLimits, DecodeRequest, FrameDecoder, FrameSampling
 from tests.data.make_videos import scene
 from tests.video_decoding import DATA, V0, V1, decode, refusal
 
@@ -44,16 +45,12 @@ def fast_start(path: Path, folder: Path) -> bytes:
 
 def test_the_public_surface() -> None:
     assert set(video.__all__) == {
-        "FRAME_SIZE",
         "IMAGE_FRAMES",
         "DecodeLimits",
         "DecodeRequest",
         "DecodedMedia",
-        "FrameBuffer",
         "FrameDecoder",
-        "ReaderName",
-        "Sampling",
-        "extra_id",
+        "FrameSampling",
         "frames_key",
         "sample_indices",
     }
@@ -111,7 +108,7 @@ def test_several_media_follow_each_other_in_one_buffer(decoder: FrameDecoder) ->
         assert buffer.frames().shape == (0, 3, 448, 448)
         for path in (V0, V1):
             with open(path, "rb") as file:
-                decoder.decode(file.fileno(), DecodeRequest(sampling=Sampling(num_frames=8)), buffer)
+                decoder.decode(file.fileno(), DecodeRequest(sampling=FrameSampling(num_frames=8)), buffer)
         with open(__file__, "rb") as file, pytest.raises(ServingError):
             decoder.decode(file.fileno(), DecodeRequest(), buffer)
         frames = buffer.frames()
@@ -155,8 +152,8 @@ def test_an_image_is_turned_upright(decoder: FrameDecoder) -> None:
     ],
 )
 def test_what_is_no_known_container_never_reaches_ffmpeg(content: bytes, decoder: FrameDecoder) -> None:
-    assert "no video of a known container" in refusal(decoder, content).message
-    assert "no image of a known format" in refusal(decoder, content, "image").message
+    assert "not a video of a known container" in refusal(decoder, content).message
+    assert "not an image of a known format" in refusal(decoder, content, "image").message
 
 
 def test_damaged_videos_are_refused_with_the_reason(decoder: FrameDecoder, tmp_path: Path) -> None:
@@ -179,8 +176,11 @@ def test_a_file_of_the_other_kind_is_told_where_it_belongs(decoder: FrameDecoder
     Image.fromarray(scene(1, 0.0, 64, 48)).save(picture, "PNG")
     assert "image_url" in refusal(decoder, picture.getvalue()).message
     assert "video_url" in refusal(decoder, V0, "image").message
-    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # a telephone's photograph is no video
-    assert "no image of a known format" in refusal(decoder, heic, "image").message
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # a telephone's photograph is not a video
+    for kind in ("image", "video"):
+        assert "HEIC" in refusal(decoder, heic, kind).message
+    assert "TIFF" in refusal(decoder, b"II*\0" + bytes(200), "image").message
+    assert "not an image of a known format" in refusal(decoder, b"just text", "image").message
     assert "cut off" in refusal(decoder, picture.getvalue()[:200], "image").message
 
 

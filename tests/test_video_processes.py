@@ -1,5 +1,6 @@
 """Decoder processes that die, hang or are no longer wanted, and a server that does."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ErrorCode, ServingError
-from internvideo_server.media import Budget
-from internvideo_server.video import FrameDecoder
-from internvideo_server.video._process import find_python
-from tests.video_decoding import DATA, V0, V1, decode, refusal
+from internvideo_server.preprocessing.video import FrameDecoder
+from internvideo_server.preprocessing.video._forks import find_python
+from tests.video_decoding import DATA, V0, V1, decode, ready_pids, refusal
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def decoder() -> Iterator[FrameDecoder]:
 
 
 def test_a_killed_idle_worker_costs_one_request(decoder: FrameDecoder) -> None:
-    os.kill(decoder.worker_pids[0], signal.SIGKILL)
+    os.kill(ready_pids(decoder)[0], signal.SIGKILL)
     with pytest.raises(ServingError, match="SIGKILL") as caught:
         decode(decoder, V0)
     assert caught.value.code is ErrorCode.INTERNAL
@@ -35,7 +36,7 @@ def test_a_killed_idle_worker_costs_one_request(decoder: FrameDecoder) -> None:
 
 def hang(decoder: FrameDecoder) -> None:
     """Make the only worker take its job and never answer."""
-    os.kill(decoder.worker_pids[0], signal.SIGSTOP)
+    os.kill(ready_pids(decoder)[0], signal.SIGSTOP)
 
 
 class Wish:
@@ -74,8 +75,8 @@ def code_of(errors: list[BaseException]) -> ErrorCode:
 
 def test_a_worker_killed_at_work_costs_one_request(decoder: FrameDecoder) -> None:
     hang(decoder)
-    pid, wish = decoder.worker_pids[0], Wish()
-    thread, errors = in_thread(lambda: decode(decoder, V0, budget=Budget(cancelled=wish)))
+    pid, wish = ready_pids(decoder)[0], Wish()
+    thread, errors = in_thread(lambda: decode(decoder, V0, deadline=Deadline(cancelled=wish.is_set)))
     assert wish.working.wait(10)
     os.kill(pid, signal.SIGKILL)
     thread.join(10)
@@ -85,8 +86,8 @@ def test_a_worker_killed_at_work_costs_one_request(decoder: FrameDecoder) -> Non
 
 def test_a_cancel_ends_the_work_within_half_a_second(decoder: FrameDecoder) -> None:
     hang(decoder)
-    pid, wish = decoder.worker_pids[0], Wish()
-    thread, errors = in_thread(lambda: decode(decoder, V0, budget=Budget(cancelled=wish)))
+    pid, wish = ready_pids(decoder)[0], Wish()
+    thread, errors = in_thread(lambda: decode(decoder, V0, deadline=Deadline(cancelled=wish.is_set)))
     assert wish.working.wait(10)
     before = time.monotonic()
     wish.cancelled.set()
@@ -100,18 +101,18 @@ def test_a_cancel_ends_the_work_within_half_a_second(decoder: FrameDecoder) -> N
 def test_a_deadline_ends_the_work(decoder: FrameDecoder) -> None:
     hang(decoder)
     with pytest.raises(ServingError) as caught:
-        decode(decoder, V0, budget=Budget.seconds(0.1))
+        decode(decoder, V0, deadline=Deadline.after(0.1))
     assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
     assert decode(decoder, V0)[0].frame_count == 8
 
 
-def test_waiting_for_a_worker_ends_with_the_budget(decoder: FrameDecoder) -> None:
+def test_waiting_for_a_worker_ends_with_the_deadline(decoder: FrameDecoder) -> None:
     hang(decoder)
     wish = Wish()
-    first, first_errors = in_thread(lambda: decode(decoder, V0, budget=Budget(cancelled=wish)))
+    first, first_errors = in_thread(lambda: decode(decoder, V0, deadline=Deadline(cancelled=wish.is_set)))
     assert wish.working.wait(10)
     with pytest.raises(ServingError) as caught:
-        decode(decoder, V0, budget=Budget.seconds(0.2))
+        decode(decoder, V0, deadline=Deadline.after(0.2))
     assert caught.value.code is ErrorCode.DEADLINE_EXCEEDED
     wish.cancelled.set()
     first.join(10)
@@ -120,7 +121,7 @@ def test_waiting_for_a_worker_ends_with_the_budget(decoder: FrameDecoder) -> Non
 
 def test_closing_ends_busy_workers_and_their_requests() -> None:
     decoder = FrameDecoder(2)
-    pids = decoder.worker_pids
+    pids = ready_pids(decoder)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     threads = [in_thread(lambda: decode(decoder, V0)) for _ in range(3)]
@@ -154,8 +155,9 @@ def test_many_requests_share_the_workers() -> None:
 
 PARENT = """
 import sys, threading
-from internvideo_server.media import Media, MediaPolicy
-from internvideo_server.video import DecodeRequest, FrameBuffer, FrameDecoder
+from internvideo_server.preprocessing.media import Media, MediaPolicy
+from internvideo_server.frame_buffer import FrameBuffer
+from internvideo_server.preprocessing.video import DecodeRequest, FrameDecoder
 decoder = FrameDecoder(2)
 print(*decoder.worker_pids, flush=True)
 medium = Media.from_chunks([open(sys.argv[1], "rb").read()], MediaPolicy(), None)
@@ -167,22 +169,55 @@ while True:
 
 def test_workers_end_with_a_killed_server_and_leave_nothing() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT, str(DATA / "v7.mp4")], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-        mapped = [area.path for process in (psutil.Process(parent.pid), *workers) for area in process.memory_maps()]
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline()
+            (fork_server,) = psutil.Process(parent.pid).children()
+            workers, mapped = [], set()
+            for process in (fork_server, *fork_server.children()):
+                with contextlib.suppress(psutil.NoSuchProcess):  # a decoder ends with its medium
+                    mapped |= {area.path for area in process.memory_maps()}
+                    workers.append(process)
+        finally:
+            parent.kill()
+    assert workers
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]  # nobody may reap orphans here
     assert not [path for path in mapped if path.startswith("/dev/shm")]  # nothing with a name, so nothing can stay
 
 
 def test_nothing_stays_open_after_requests(decoder: FrameDecoder) -> None:
+    def open_files() -> tuple[int, ...]:
+        (worker,) = (psutil.Process(pid) for pid in ready_pids(decoder))
+        return len(os.listdir("/proc/self/fd")), worker.parent().num_fds(), worker.num_fds()
+
     decode(decoder, V0)
-    (worker,) = (psutil.Process(pid) for pid in decoder.worker_pids)
-    before = len(os.listdir("/proc/self/fd")), worker.num_fds()
+    before = open_files()
     decode(decoder, V1)
     refusal(decoder, b"text")
-    assert (len(os.listdir("/proc/self/fd")), worker.num_fds()) == before
+    assert open_files() == before
+
+
+def test_each_medium_has_a_process_of_its_own_and_none_stays(decoder: FrameDecoder) -> None:
+    seen = set()
+    for _ in range(3):
+        (pid,) = ready_pids(decoder)
+        seen.add(pid)
+        decode(decoder, V0)
+    (parent,) = (psutil.Process(pid).parent() for pid in ready_pids(decoder))
+    assert len(seen) == 3
+    assert [child.pid for child in parent.children()] == decoder.worker_pids
+
+
+def test_a_killed_fork_server_costs_one_request_at_most(decoder: FrameDecoder) -> None:
+    (worker,) = (psutil.Process(pid) for pid in ready_pids(decoder))
+    parent = worker.parent()
+    parent.kill()
+    with contextlib.suppress(ServingError):
+        decode(decoder, V0)
+    assert decode(decoder, V0)[0].frame_count == 8
+    psutil.wait_procs([parent, worker], timeout=5)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_python_program_is_found_where_the_executable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

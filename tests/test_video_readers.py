@@ -11,22 +11,22 @@ from decord import VideoReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvideo_server.errors import ServingError
-from internvideo_server.video._decord import DecordReader
-from internvideo_server.video._packets import PacketTable
-from internvideo_server.video._passes import compiled
-from internvideo_server.video._probe import open_video
-from internvideo_server.video._pyav import PyavReader, _pixels
-from internvideo_server.video._reader import Reader
-from internvideo_server.video._request import DecodeLimits
-from internvideo_server.video._resize import Resizers, by_pillow
-from internvideo_server.video._sniff import HEAD_BYTES, video_container
+from internvideo_server.preprocessing.video._decord import DecordReader
+from internvideo_server.preprocessing.video._packets import PacketTable
+from internvideo_server.preprocessing.video._probe import open_video
+from internvideo_server.preprocessing.video._pyav import PyavReader, _pixels
+from internvideo_server.preprocessing.video._reader import Faults, Reader
+from internvideo_server.preprocessing.video._request import DecodeLimits
+from internvideo_server.preprocessing.video._resize import Resizers, by_pillow
+from internvideo_server.preprocessing.video._resize_kernels import compiled
+from internvideo_server.preprocessing.video._sniff import HEAD_BYTES, video_container
 from tests.data.make_videos import KINDS, scene
 from tests.video_decoding import DATA
 
 FILES = sorted([*KINDS, "edit_list.mp4", "turned.mp4", "v0.mp4", "portrait.mp4", "hevc.mp4", "vp9.webm", "av1.mp4"])
 NOT_DECORDS = {"av1.mp4", "av1_groups.mp4", "moving.gif"}  # codecs that it does not read
 OTHER_IN_DECORD = {
+    "edit_list.mp4",  # it counts what is hidden, and repeats the last frame instead
     "stream.ts",  # it loses the first group, and repeats the last frame instead
     "hevc_10_bit.mp4",  # its FFmpeg rounds 10 bits to 8 otherwise
 }
@@ -46,7 +46,7 @@ def read(reader: Reader, frames: list[int]) -> dict[int, np.ndarray]:
         assert number not in found, "read twice"
         found[number] = np.asarray(picture())  # type: ignore[operator]
 
-    reader.read(frames, take)
+    assert reader.read(frames, take) == Faults()
     assert sorted(found) == frames
     return found
 
@@ -73,17 +73,17 @@ def test_sampled_frames_are_those_of_sequential_reading(name: str) -> None:
 def test_frames_are_numbered_and_coloured_as_by_the_originals_reader(name: str) -> None:
     decord = VideoReader(str(DATA / name), num_threads=1)
     reader = open_reader(name, threads=2)
-    assert (reader.frame_count, reader.fps) == (len(decord), decord.get_avg_fps())
-    frames = read(reader, list(range(reader.frame_count)))
-    for number in range(reader.frame_count):
+    assert (reader.timeline.frame_count, reader.timeline.fps) == (len(decord), decord.get_avg_fps())
+    frames = read(reader, list(range(reader.timeline.frame_count)))
+    for number in range(reader.timeline.frame_count):
         assert np.array_equal(frames[number], decord.next().asnumpy()), number
 
 
-def test_frames_before_an_edit_lists_start_are_not_shown() -> None:
+def test_frames_outside_an_edit_list_are_not_counted() -> None:
     whole, cut = open_reader("closed_gop.mp4"), open_reader("edit_list.mp4")
-    assert cut.frame_count == whole.frame_count == 50
-    shown, wanted = read(cut, [0, 20, 42, 43, 49]), read(whole, [7, 27, 49])
-    for number, original in ((0, 7), (20, 27), (42, 49), (43, 49), (49, 49)):
+    assert (whole.timeline.frame_count, cut.timeline.frame_count) == (50, 43)
+    shown, wanted = read(cut, [0, 20, 42]), read(whole, [7, 27, 49])
+    for number, original in ((0, 7), (20, 27), (42, 49)):
         assert np.array_equal(shown[number], wanted[original])
 
 
@@ -96,7 +96,7 @@ def test_a_turned_video_is_shown_upright() -> None:
 def test_the_originals_reader_can_be_chosen() -> None:
     reader = DecordReader(str(DATA / "v0.mp4"), "mov", DecodeLimits(), 1)
     mine = open_reader("v0.mp4")
-    assert (reader.frame_count, reader.fps) == (mine.frame_count, mine.fps)
+    assert (reader.timeline.frame_count, reader.timeline.fps) == (mine.timeline.frame_count, mine.timeline.fps)
     a, b = read(reader, [0, 7, 44]), read(mine, [0, 7, 44])
     assert all(np.array_equal(a[number], b[number]) for number in a)
 
@@ -106,7 +106,7 @@ def table(name: str) -> PacketTable:
     assert container
     file, stream = open_video(str(DATA / name), container)
     with file:
-        return PacketTable(file, stream)
+        return PacketTable(file, stream, lambda: open_video(str(DATA / name), container), DecodeLimits())
 
 
 def test_groups_that_hold_no_sampled_frame_are_not_decoded() -> None:
@@ -137,13 +137,13 @@ def test_a_cut_transport_stream_is_refused_or_read_right(tmp_path: Path) -> None
     content = (DATA / "stream.ts").read_bytes()
     (tmp_path / "cut.ts").write_bytes(content[: len(content) // 2])
     reader = PyavReader(str(tmp_path / "cut.ts"), "mpegts", DecodeLimits(), 1)
-    assert reader.frame_count < 50
+    assert reader.timeline.frame_count < 50
     expected = sequential("stream.ts")
     assert np.array_equal(read(reader, [3])[3], expected[3])
 
 
 @pytest.mark.parametrize("name", ["closed_gop.mp4", "hevc_open_gop.mp4", "av1_groups.mp4"])
-def test_a_file_whose_sampled_frames_are_damaged_is_refused(name: str, tmp_path: Path) -> None:
+def test_damage_is_told_and_every_other_frame_is_exact(name: str, tmp_path: Path) -> None:
     content = bytearray((DATA / name).read_bytes())
     damaged, index = len(content) * 2 // 5, content.find(b"moov")
     end = min(damaged + len(content) // 4, index if index > damaged else len(content))
@@ -152,8 +152,16 @@ def test_a_file_whose_sampled_frames_are_damaged_is_refused(name: str, tmp_path:
     container = video_container(bytes(content[:HEAD_BYTES]))
     assert container
     reader = PyavReader(str(tmp_path / name), container, DecodeLimits(), 2)
-    with pytest.raises(ServingError, match="damaged or cut off"):
-        read(reader, list(range(reader.frame_count)))
+    frames: dict[int, np.ndarray] = {}
+    wanted = list(range(reader.timeline.frame_count))
+    faults = reader.read(wanted, lambda number, picture: frames.update({number: picture()}))
+    assert faults.damaged | faults.missing
+    assert sorted({*frames, *faults.missing}) == wanted
+    if len(wanted) == 50:  # a demuxer may lose the packets themselves
+        whole = sequential(name)
+        exact = [number for number in wanted if number not in faults.damaged | faults.missing]
+        assert exact
+        assert all(np.array_equal(frames[number], whole[number]) for number in exact)
 
 
 def by_the_book(frame: np.ndarray) -> np.ndarray:
@@ -228,7 +236,7 @@ def test_a_gpu_gives_the_frames_of_the_cpu(name: str) -> None:
     assert container
     on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 2)
     on_cpu = open_reader(name, 2)
-    for wanted in (list(range(on_cpu.frame_count)), [on_cpu.frame_count // 2]):
+    for wanted in (list(range(on_cpu.timeline.frame_count)), [on_cpu.timeline.frame_count // 2]):
         expected, found = read(on_cpu, wanted), read(on_gpu, wanted)
         assert all(np.array_equal(found[number], expected[number]) for number in wanted)
         on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 1)

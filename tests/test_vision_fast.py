@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,13 @@ from torch import Tensor
 
 from build_scripts.make_checkpoint import make_checkpoint
 from internvideo_server.checkpoint import Checkpoint
-from internvideo_server.vision import Quantization, VisionConfig, VisionModel, _pointwise
-from internvideo_server.vision._fast import FastVision
-from internvideo_server.vision._folded import fold_embedding
-from internvideo_server.vision._loading import load_vision
-from internvideo_server.vision._plain import PlainVision
-from internvideo_server.vision.tower import normalise
+from internvideo_server.deadline import Deadline
+from internvideo_server.vit.vision import Quantization, VisionConfig, VisionModel, _pointwise
+from internvideo_server.vit.vision._fast import FastVision
+from internvideo_server.vit.vision._fused_weights import fuse_embedding
+from internvideo_server.vit.vision._loading import load_vision
+from internvideo_server.vit.vision._plain import PlainVision
+from internvideo_server.vit.vision.tower import normalise
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def test_in_float32_it_is_the_plain_path(folder: Path) -> None:
     frames = make_frames(4)
     torch.testing.assert_close(fast.tokens(frames), plain.tokens(frames), atol=5e-5, rtol=0)
     rows = torch.empty(64, 64)
-    plain.embed(frames, rows, lambda: None)
+    plain.embed(frames, rows, Deadline())
     cosine = torch.cosine_similarity(fast.rows(frames), rows, dim=1)
     assert (cosine > 0.9999).float().mean() > 0.9  # noise may turn an unclear choice
 
@@ -64,7 +68,7 @@ def test_no_large_sums_cancel_where_normalising_is_folded_in(folder: Path) -> No
     checkpoint = Checkpoint.open(folder)
     config = VisionConfig.from_checkpoint(checkpoint)
     tower, _ = load_vision(checkpoint, config, torch.device("cpu"), torch.bfloat16)
-    weight, offset = fold_embedding(tower)
+    weight, offset = fuse_embedding(tower)
     frames = torch.tensor([124, 116, 104], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 448, 448)  # nearly the mean
     levels = _pointwise.cut_patches(frames, config.patch_size, weight.shape[1], torch.float32)
     ours = F.linear(levels, weight.float()) + offset[1:]
@@ -72,18 +76,36 @@ def test_no_large_sums_cancel_where_normalising_is_folded_in(folder: Path) -> No
     assert (ours - expected).abs().max() < 1e-3
 
 
-def test_gelu_of_the_passes_is_that_of_erf() -> None:
-    x = torch.linspace(-12, 12, 200_001, dtype=torch.float32)
-    expected = F.gelu(x.double())
-    ours = torch.compile(_pointwise._gelu, fullgraph=True, backend="eager")(x)
-    assert not torch.equal(ours, F.gelu(x)), "the compiled one is not the one that was tested"
-    assert (ours - expected).abs().max() < 3e-6
-    assert (F.gelu(x, approximate="tanh") - expected).abs().max() > 1e-4  # the test tells them apart
+ATTENTION = """
+import torch
+from internvideo_server.vit.vision import _kernels
+torch.manual_seed(5)
+for frames, tokens, heads, size in ((2, 257, 3, 32), (1, 65, 2, 64), (3, 129, 1, 16)):
+    assert _kernels.attends(tokens, size)
+    qkv = torch.randn(frames * tokens, 3 * heads * size)
+    qkv[::tokens] *= 3  # class tokens that count
+    q, k, v = qkv.view(frames, tokens, 3, heads, size).permute(2, 0, 3, 1, 4)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(qkv), -1)
+    torch.testing.assert_close(_kernels.attention(qkv, frames, heads), wanted, atol=1e-5, rtol=0)
+"""
+
+
+def test_attention_that_starts_with_the_class_token_is_attention() -> None:
+    pytest.importorskip("triton", reason="torch for CPUs alone comes without it")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # read when kernels are defined: a process of its own
+    done = subprocess.run([sys.executable, "-c", ATTENTION], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_attention_takes_sizes_that_fill_its_tiles() -> None:
+    kernels = pytest.importorskip("internvideo_server.vit.vision._kernels", reason="no Triton", exc_type=ImportError)
+    assert kernels.attends(1025, 64)
+    assert not any(kernels.attends(*sizes) for sizes in ((1024, 64), (1, 64), (1025, 4), (1025, 80), (33, 64)))
 
 
 def test_rows_in_fp8_keep_their_size() -> None:
     x = torch.randn(64, 512, generator=torch.Generator().manual_seed(6)) * torch.logspace(-3, 3, 64)[:, None]
-    for quantised, scale, exact in ((*_pointwise.to_fp8(x), x), (*_pointwise.gelu_fp8(x), F.gelu(x))):
+    for quantised, scale, exact in ((*_pointwise.to_fp8(x), x), (*_pointwise.gelu_fp8(x), F.gelu(x, approximate="tanh"))):
         assert quantised.dtype == torch.float8_e4m3fn
         assert scale.shape == (64, 1)
         assert bool(quantised.float().isfinite().all())

@@ -15,9 +15,9 @@ from decord import VideoReader
 from PIL import Image
 from torch import Tensor
 
-from internvideo_server.vision import VisionModel
-from internvideo_server.vision.merging import average, choose, closest_odd, merge_metric, metric_of
-from internvideo_server.vision.tower import normalise, pixel_shuffle
+from internvideo_server.vit.vision import VisionModel
+from internvideo_server.vit.vision.merging import average, choose, closest_odd, merge_metric, metric_of
+from internvideo_server.vit.vision.tower import normalise, pixel_shuffle
 
 TOLERANCE = 5e-5  # float32 noise of another order of summation
 CLEAR = 1e-5  # where the best similarity leads by less, noise may choose otherwise

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from internvideo_server.checkpoint import CheckpointError
-from internvideo_server.vision import VisionModel
+from internvideo_server.vit.vision import VisionModel
 from tests.small_vision import CONFIG, make_tensors, write_checkpoint
 
 
@@ -50,9 +50,9 @@ def test_a_missing_key_is_named_and_never_guessed(tmp_path: Path, section: str, 
         ("vision_config", "hidden_act", "silu", "vision_config.hidden_act is 'silu'"),
         ("vision_config", "hidden_size", "12", "hidden_size must be a positive integer, got '12'"),
         ("vision_config", "num_hidden_layers", 0, "num_hidden_layers must be a positive integer, got 0"),
-        ("vision_config", "num_attention_heads", 5, "no multiple of 5 attention heads"),
+        ("vision_config", "num_attention_heads", 5, "not a multiple of 5 attention heads"),
         ("vision_config", "layer_norm_eps", "small", "layer_norm_eps must be a positive number, got 'small'"),
-        ("vision_config", "patch_size", 15, "no multiple of 2 x patch_size 15"),
+        ("vision_config", "patch_size", 15, "not a multiple of 2 x patch_size 15"),
         ("vision_config", "patch_size", 16, "cannot be halved to 16"),
         ("llm_config", "num_attention_heads", 5, "the LLM's 5 heads"),
         ("", "select_layer", -2, "select_layer is -2"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from internvideo_server.vision.merging import average, choose, closest_odd, merge_metric, merge_tokens, metric_of
+from internvideo_server.vit.vision.merging import average, choose, closest_odd, merge_metric, merge_tokens, metric_of
 
 
 def loop_merge(tokens: Tensor, heads: int, target: int) -> tuple[list[list[float]], float]:

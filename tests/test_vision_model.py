@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import internvideo_server.vision as vision
-from internvideo_server.vision import Stopped, VisionConfig, VisionModel
-from internvideo_server.vision.merging import average, choose, metric_of
-from internvideo_server.vision.tower import VisionTower, make_projector, pixel_shuffle
+import internvideo_server.vit.vision as vision
+from internvideo_server.deadline import Deadline
+from internvideo_server.errors import ServingError
+from internvideo_server.vit.vision import VisionConfig, VisionModel
+from internvideo_server.vit.vision.merging import average, choose, metric_of
+from internvideo_server.vit.vision.tower import VisionTower, make_projector, pixel_shuffle
 from tests.small_vision import make_tensors, write_checkpoint
 
 
@@ -115,7 +116,7 @@ def naive_embed(frames: Tensor, tensors: dict[str, Tensor]) -> tuple[np.ndarray,
 
 
 def test_the_public_surface_is_small() -> None:
-    names = {"FRAMES_PER_GROUP", "TOKENS_PER_FRAME", "Quantization", "Stopped", "VisionConfig", "VisionModel"}
+    names = {"Quantization", "VisionConfig", "VisionModel", "load_vision"}
     assert set(vision.__all__) == names
 
 
@@ -241,27 +242,27 @@ def test_wrong_frames_are_refused_with_their_shape(model: VisionModel, frames: T
         model.embed(frames)
 
 
-def stop_at(asked: int) -> tuple[Callable[[], bool], list[bool]]:
+def cancelled_at(asked: int) -> tuple[Deadline, list[bool]]:
     answers: list[bool] = []
 
-    def should_stop() -> bool:
+    def cancelled() -> bool:
         answers.append(len(answers) + 1 >= asked)
         return answers[-1]
 
-    return should_stop, answers
+    return Deadline(cancelled=cancelled), answers
 
 
 @pytest.mark.parametrize("asked", [1, 2, 3, 4, 6])  # layers and merging of the first chunk, layers of the second
-def test_work_ends_at_the_first_stop(model: VisionModel, asked: int) -> None:
-    should_stop, answers = stop_at(asked)
-    with pytest.raises(Stopped):
-        model.embed(make_frames(8), should_stop)
+def test_work_ends_at_once_when_it_is_cancelled(model: VisionModel, asked: int) -> None:
+    deadline, answers = cancelled_at(asked)
+    with pytest.raises(ServingError, match="cancelled while running the vision tower"):
+        model.embed(make_frames(8), deadline)
     assert len(answers) == asked
 
 
-def test_asking_for_a_stop_changes_nothing_else(model: VisionModel) -> None:
-    should_stop, answers = stop_at(10**9)
-    assert torch.equal(model.embed(make_frames(8), should_stop), model.embed(make_frames(8)))
+def test_looking_at_the_deadline_changes_nothing_else(model: VisionModel) -> None:
+    deadline, answers = cancelled_at(10**9)
+    assert torch.equal(model.embed(make_frames(8), deadline), model.embed(make_frames(8)))
     assert len(answers) == 2 * 3
 
 

@@ -13,7 +13,8 @@ CODE = """
 import resource, sys, types
 sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(InferenceRequest=object)
 before = open("/dev/null").encoding
-import internvideo_server.work
+from internvideo_server.triton_model import prepare_process
+prepare_process()
 print(before, open("/dev/null").encoding)
 print(*resource.getrlimit(resource.RLIMIT_NOFILE), file=sys.stderr)
 """
@@ -21,8 +22,9 @@ OPEN_MEDIA = """
 import json, os, sys, types
 sys.modules["triton_python_backend_utils"] = types.SimpleNamespace(InferenceRequest=object)
 from pathlib import Path
-from internvideo_server.media import MediaPolicy, fetch
-from internvideo_server.work import parameters
+from internvideo_server.preprocessing.media import MediaPolicy, fetch
+from internvideo_server.triton_model import parameters, prepare_process
+prepare_process()
 root, *urls = json.loads(sys.stdin.read())
 config = {"parameters": {"root": {"string_value": root}}}
 policy = MediaPolicy((Path(parameters({"model_config": json.dumps(config)})["root"]),))

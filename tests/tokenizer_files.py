@@ -13,8 +13,8 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model
 
-from build_scripts.export_tokenizer import export_tokenizer
-from internvideo_server.chat import ChatTokenizer
+from internvideo_server.export.tokenizer import export_tokenizer
+from internvideo_server.preprocessing.chat import ChatTokenizer
 
 RENAMED = ["<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>"]
 ADDED_SPECIAL = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]

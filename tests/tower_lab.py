@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from internvideo_server.vision import Stopped
+from internvideo_server.deadline import Deadline
 
 V = TypeVar("V")
 PATIENCE_S = 30.0
@@ -55,7 +55,7 @@ class LabTower:
         self._held = False
         self._go.release()
 
-    def embed_chunk(self, frames: Tensor, out: Tensor | None = None, should_stop: Callable[[], bool] | None = None) -> Tensor:
+    def embed_chunk(self, frames: Tensor, out: Tensor | None = None, deadline: Deadline | None = None) -> Tensor:
         assert out is not None
         assert len(frames) <= self.chunk_frames
         numbers = frames[:, 0, 0, 0].tolist()
@@ -63,8 +63,8 @@ class LabTower:
         if self._held:
             self._come.release()
             assert self._go.acquire(timeout=PATIENCE_S)
-        if should_stop is not None and should_stop():
-            raise Stopped
+        if deadline is not None:
+            deadline.check("running the lab's tower")
         if self.poison in numbers:
             raise ValueError("poisoned")
         out.copy_(frames[:, 0, 0, 0].repeat_interleave(16)[:, None].expand(-1, self.hidden_size))

@@ -127,6 +127,13 @@ OUTPUTS: dict[str, Tensor] = {
     "num_output_tokens": Tensor("INT32", (1,), left_out="the client counts what it receives"),
 }
 
+# This project's own, which the backend never looks up: what it is sent of them has no effect there.
+OWN_INPUTS: dict[str, Tensor] = {"min_p": _scalar("FP32"), "num_top_logprobs": _scalar("INT32")}
+OWN_OUTPUTS: dict[str, Tensor] = {"top_logprob_ids": Tensor("INT32", (-1, -1)), "top_logprobs": Tensor("FP32", (-1, -1))}
+OWN_PARAMETERS = {"engine", "unsupported_inputs", "gpu_memory"}
+# Types at which the backend's reading of any input stops the server (`to_trt_datatype`), whether it knows the name or not.
+FATAL_TYPES = {"UINT16", "INT16", "FP64"}
+
 # Read outside any try block: without them the model does not load ("Cannot find parameter with name: ...").
 MANDATORY_PARAMETERS = {"gpt_model_type", "tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from internvideo_server.errors import ServingError
-from internvideo_server.media import Media
-from internvideo_server.video import DecodeRequest, FrameBuffer, FrameDecoder, Sampling
+from internvideo_server.frame_buffer import FrameBuffer
+from internvideo_server.preprocessing.media import Media
+from internvideo_server.preprocessing.video import DecodeRequest, FrameDecoder, FrameSampling
 
 _FRAMES, _COLUMNS = 8, 4
 _GAP = 1  # characters between two frames
@@ -26,22 +25,20 @@ _SIDE = 224  # pixels of a frame in a file
 Sheet = npt.NDArray[np.uint8]  # [height, width, 3] RGB
 
 
-def sample(video: Path) -> list[Image.Image] | None:
-    """Eight frames as the server samples and resizes them; None if it cannot read the video (it will say why itself).
+def sample(video: Path) -> list[Image.Image]:
+    """Eight frames as the server samples and resizes them.
 
     Raises:
         OSError: There is no such file.
+        ServingError: It cannot be read as a video.
     """
     with Media(os.open(video, os.O_RDONLY)) as medium, FrameDecoder(1) as decoder, FrameBuffer() as buffer:
-        try:
-            decoder.decode(medium.fd, DecodeRequest(sampling=Sampling(num_frames=_FRAMES)), buffer)
-        except ServingError:
-            return None
+        decoder.decode(medium.fd, DecodeRequest(sampling=FrameSampling(num_frames=_FRAMES)), buffer)
         return [Image.fromarray(frame.transpose(1, 2, 0)) for frame in buffer.frames()]
 
 
 def show(frames: list[Image.Image], console: Console) -> bool:
-    """Print the frames, two pixels a character; False if this is no terminal that shows all colours."""
+    """Print the frames, two pixels a character; False if this is not a terminal that shows all colours."""
     if not console.is_terminal or console.color_system != "truecolor":
         return False
     side = min(_WIDEST, (console.width - _GAP * (_COLUMNS - 1)) // _COLUMNS) // 2 * 2
@@ -56,21 +53,19 @@ def show(frames: list[Image.Image], console: Console) -> bool:
     return True
 
 
-def save(frames: list[Image.Image], video: Path) -> Path:
-    """Write the frames as one PNG beside the video, or among the temporary files where that folder is not ours to write."""
+def save(frames: list[Image.Image], path: Path) -> None:
+    """Write the frames as one picture.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: Its name ends as no picture's does.
+    """
     rows = -(-len(frames) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * _SIDE, rows * _SIDE))
     for number, frame in enumerate(frames):
         row, column = divmod(number, _COLUMNS)
         sheet.paste(frame.resize((_SIDE, _SIDE)), (column * _SIDE, row * _SIDE))
-    name = f"{video.stem}.frames.png"
-    try:
-        path = video.with_name(name)
-        sheet.save(path)
-    except OSError:
-        path = Path(tempfile.mkdtemp(prefix="internvideo-")) / name
-        sheet.save(path)
-    return path
+    sheet.save(path)
 
 
 def _line(upper: Sheet, lower: Sheet) -> Text:

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from internvideo_server.launch import ServeOptions, start
-
-from ._http_chat import media_part, stream_answer
+from internvideo_client.http_chat import Server, media_part, stream
+from internvideo_server.launch import start
+from internvideo_server.settings import ServeSettings
 
 
 def run_demo(
-    video: Path, question: str, options: ServeOptions, max_tokens: int, report: Callable[[str], None], show: Callable[[str], None]
+    video: Path,
+    question: str,
+    options: ServeSettings,
+    max_tokens: int,
+    report: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> dict[str, Any]:
     """Start the server, ask one question, stop the server.
 
@@ -41,7 +46,7 @@ def run_demo(
         ready = time.monotonic()
         answer, first_token = "", None
         usage: dict[str, Any] = {}
-        for part in stream_answer(server.openai_url, content, {"max_tokens": max_tokens}):
+        for part in stream(Server(server.openai_url), [{"role": "user", "content": content}], {"max_tokens": max_tokens}):
             if part.text:
                 first_token = first_token or time.monotonic()
                 answer += part.text

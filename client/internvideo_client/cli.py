@@ -1,11 +1,12 @@
-"""``internvideo``: serve, doctor, chat, ui, demo."""
+"""``internvideo``: the command line. What the other commands need of the server's part is imported when they run."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-import sys
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,124 +15,101 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ._errors import ApiError
-from ._http_chat import media_part, stream_answer
+from internvideo_client import commands
+from internvideo_client.commands import errors, failed, show
+from internvideo_client.errors import ApiError
+from internvideo_server import __version__
+from internvideo_server.errors import ServingError
+from internvideo_server.project import project_home
+from internvideo_server.settings import ServeSettings, options_from
 
-app = typer.Typer(help="InternVideo2.5-Chat-8B on Triton.", no_args_is_help=True, pretty_exceptions_enable=False)
-_errors = Console(stderr=True, highlight=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 _PROJECT = Path(__file__).resolve().parents[2]
+_DEMO = ("checkpoint", "engine", "device", "vit_device", "dtype", "num_frames", "max_frames", "run_directory", "ready_timeout")
 
 
 @app.command()
+@options_from(ServeSettings)
 def serve(
-    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
-    engine: Annotated[Path | None, typer.Option(help="engine directory; none: exported once and cached")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    vit_device: Annotated[str | None, typer.Option(help="of the vision tower; none: where the engine runs")] = None,
-    vit_quantization: Annotated[str, typer.Option(help="of the vision tower: none, or fp8 (faster, less exact)")] = "none",
-    kv_cache_fraction: Annotated[
-        float | None, typer.Option(help="share of the free GPU memory for a TensorRT-LLM engine's KV cache")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
-    num_frames: Annotated[int, typer.Option(help="frames per video where the request does not say")] = 80,
-    max_frames: Annotated[int, typer.Option(help="the most frames a request may ask for")] = 128,
-    allowed_local_media_path: Annotated[
-        list[Path] | None, typer.Option(help="folder that file:// URLs may point into (repeatable)")
-    ] = None,
-    host: Annotated[str, typer.Option(help="address of the OpenAI API")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the OpenAI API; 0 is a free one, here and below")] = 9997,
-    ui_port: Annotated[int | None, typer.Option(help="serve the web page too, on 127.0.0.1; none: no page")] = None,
-    triton_host: Annotated[str, typer.Option(help="address of Triton; its ports know no authentication")] = "127.0.0.1",
-    triton_http_port: Annotated[int, typer.Option(help="Triton's HTTP port")] = 8000,
-    triton_grpc_port: Annotated[int, typer.Option(help="Triton's gRPC port")] = 8001,
-    triton_metrics_port: Annotated[int, typer.Option(help="Triton's metrics port")] = 8002,
-    decode_workers: Annotated[int | None, typer.Option(help="processes that decode video; none: up to 4")] = None,
-    max_queue_size: Annotated[int, typer.Option(help="requests that may wait for preprocessing")] = 64,
-    video_reader: Annotated[str, typer.Option(help="auto, pyav, nvdec (a GPU decodes), or decord (the original's)")] = "auto",
-    frame_cache_mb: Annotated[int, typer.Option(help="MiB of decoded frames to keep (0: none)")] = 1024,
-    embedding_cache_mb: Annotated[int, typer.Option(help="MiB of embeddings to keep, on the tower's device (0: none)")] = 1024,
-    cuda_region_count: Annotated[int, typer.Option(help="prompt tables that vit makes and hands over at once")] = 8,
-    cuda_region_mb: Annotated[int | None, typer.Option(help="MiB of each; none: the engine's largest table")] = None,
-    request_timeout: Annotated[float, typer.Option(help="seconds that a whole request may take")] = 300,
-    run_directory: Annotated[Path | None, typer.Option(help="keep the rendered repository and the logs here")] = None,
-    ready_timeout: Annotated[float, typer.Option(min=1, help="seconds that loading may take")] = 600,
-    verbose: Annotated[bool, typer.Option("--verbose", help="show the logs of Triton and the adapter")] = False,
+    settings: ServeSettings,
+    detach: Annotated[bool, typer.Option("--detach", help="return when it serves; `status` and `stop` find it again")] = False,
 ) -> None:
     """Start Triton and the OpenAI API; Ctrl-C stops both."""
-    optional = {} if decode_workers is None else {"decode_workers": decode_workers}
     launch = _launch()
+    if not detach:
+        raise typer.Exit(launch.serve(settings))
     try:
-        options = launch.ServeOptions(
-            checkpoint=checkpoint,
-            engine=engine,
-            device=device,
-            vit_device=vit_device,
-            vit_quantization=vit_quantization,
-            kv_cache_fraction=kv_cache_fraction,
-            dtype=dtype,
-            num_frames=num_frames,
-            max_frames=max_frames,
-            allowed_local_media_path=tuple(allowed_local_media_path or ()),
-            host=host,
-            port=port,
-            ui_port=ui_port,
-            triton_host=triton_host,
-            triton_http_port=triton_http_port,
-            triton_grpc_port=triton_grpc_port,
-            triton_metrics_port=triton_metrics_port,
-            max_queue_size=max_queue_size,
-            video_reader=video_reader,
-            frame_cache_mb=frame_cache_mb,
-            embedding_cache_mb=embedding_cache_mb,
-            cuda_region_count=cuda_region_count,
-            cuda_region_mb=cuda_region_mb,
-            request_timeout_s=request_timeout,
-            run_directory=run_directory,
-            ready_timeout_s=ready_timeout,
-            verbose=verbose,
-            **optional,
-        )
+        raise typer.Exit(launch.detach(settings))
     except launch.LaunchError as error:
-        raise _failed(str(error)) from error
-    raise typer.Exit(launch.serve(options))
+        raise failed(str(error)) from error
 
 
 @app.command()
+def status(
+    api_key: commands.ApiKey = None, as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: runs")] = False
+) -> None:
+    """Show the servers of this user that run here; exit code 1 where there are none, or one does not serve."""
+    runs = _launch().statuses(api_key)
+    if as_json:
+        typer.echo(json.dumps({"runs": [asdict(run) for run in runs]}, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(commands.table_of(runs) if runs else "no server runs here")
+    raise typer.Exit(0 if runs and all(run.status == "serving" for run in runs) else 1)
+
+
+@app.command()
+def stop(
+    name: Annotated[str | None, typer.Argument(help="as `status` shows it; may be left out where only one runs")] = None,
+    now: Annotated[bool, typer.Option("--now", help="do not let requests under way end")] = False,
+) -> None:
+    """End a server, after the requests that it has under way."""
+    launch = _launch()
+    try:
+        run = launch.chosen(name)
+        errors.print(f"[dim]stopping {escape(run.name)} (process {run.pid})[/]", soft_wrap=True)
+        with commands.Waiting("requests under way"):
+            launch.end(run, now=now)
+    except launch.LaunchError as error:
+        raise failed(str(error)) from error
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def tritonserver(context: typer.Context) -> None:
+    """Run a plain tritonserver in the environment that its Python models need: `internvideo tritonserver -- ARGS`."""
+    launch = _launch()
+    try:
+        server = launch.find_tritonserver()
+        os.execve(server.binary, [str(server.binary), *context.args], server.environment(os.environ))  # noqa: S606
+    except (launch.LaunchError, OSError) as error:
+        raise failed(str(error)) from error
+
+
+@app.command()
+@options_from(ServeSettings)
 def doctor(
-    checkpoint: Annotated[Path | None, typer.Option(help="model directory to check")] = None,
-    engine: Annotated[Path | None, typer.Option(help="engine directory to check")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    max_frames: Annotated[int, typer.Option(help="the most frames a request may ask for")] = 128,
-    allowed_local_media_path: Annotated[
-        list[Path] | None, typer.Option(help="folder that file:// URLs may point into (repeatable)")
-    ] = None,
-    host: Annotated[str, typer.Option(help="address of the OpenAI API")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the OpenAI API")] = 9997,
-    triton_host: Annotated[str, typer.Option(help="address of Triton")] = "127.0.0.1",
-    triton_http_port: Annotated[int, typer.Option(help="Triton's HTTP port")] = 8000,
-    triton_grpc_port: Annotated[int, typer.Option(help="Triton's gRPC port")] = 8001,
-    triton_metrics_port: Annotated[int, typer.Option(help="Triton's metrics port")] = 8002,
+    settings: ServeSettings,
+    url: Annotated[str | None, typer.Option(help="look at the running server there instead")] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="also read every weight, start all of it on free ports and ask about a sample video"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: ok, checks")] = False,
 ) -> None:
-    """Check this host, and what is to be served on it, before starting; exit code 0 when nothing failed."""
+    """Check this host and what is to be served on it, before `serve` with the same options; exit code 0 when nothing failed."""
     module = _server_part("doctor")
-    ports = {
-        "--port": (host, port),
-        "--triton-http-port": (triton_host, triton_http_port),
-        "--triton-grpc-port": (triton_host, triton_grpc_port),
-        "--triton-metrics-port": (triton_host, triton_metrics_port),
-    }
-    report = module.run(
-        module.DoctorOptions(
-            checkpoint=checkpoint,
-            engine=engine,
-            device=device,
-            max_frames=max_frames,
-            media_roots=tuple(allowed_local_media_path or ()),
-            ports=ports,
-        )
-    )
+    if url is not None and self_test:
+        raise failed("--self-test starts a server of its own: leave out --url")
+    if self_test:
+        report = module.self_test(settings, lambda line: errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
+    else:
+        key = settings.api_key[0].get_secret_value() if settings.api_key else os.environ.get("INTERNVIDEO_API_KEY")
+        report = module.run(settings) if url is None else module.check_server(url, key)
     if as_json:
         typer.echo(json.dumps(report.to_document(), ensure_ascii=False))
     else:
@@ -139,89 +117,82 @@ def doctor(
     raise typer.Exit(0 if report.ok else 1)
 
 
-@app.command()
-def chat(
-    video: Annotated[str, typer.Argument(help="video or image: a local file (it is sent along) or a URL")],
-    question: Annotated[str, typer.Argument(help="what to ask about it")],
-    url: Annotated[str, typer.Option(help="the server's OpenAI API")] = "http://127.0.0.1:9997",
-    num_frames: Annotated[int | None, typer.Option(help="frames to look at, a multiple of 4")] = None,
-    fps: Annotated[float | None, typer.Option(help="frames a second, instead of --num-frames")] = None,
-    start: Annotated[float | None, typer.Option(help="seconds: where to begin")] = None,
-    end: Annotated[float | None, typer.Option(help="seconds: where to end")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="longest answer")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 or none: always the likeliest token")] = None,
-) -> None:
-    """Ask a running server about a video; the answer is shown as it comes."""
-    sampling = {"num_frames": num_frames, "fps": fps, "start": start, "end": end}
-    settings = {"max_tokens": max_tokens, "temperature": temperature}
-    cut = False
-    try:
-        content = [media_part(video, _given(sampling)), {"type": "text", "text": question}]
-        for part in stream_answer(url, content, _given(settings)):
-            _show(part.text)
-            cut = cut or part.finish_reason == "length"
-    except ApiError as error:
-        raise _failed(error.message) from error
-    except OSError as error:
-        raise _failed(f"cannot read {video}: {error.strerror}") from error
-    _show("\n")
-    if cut:
-        _errors.print("[yellow](cut at the limit of tokens)[/]")
+for command in (commands.chat, commands.frames, commands.bench, commands.batch):
+    app.command()(command)
 
 
 @app.command()
-def ui(
-    url: Annotated[str, typer.Option(help="the server's OpenAI API")] = "http://127.0.0.1:9997",
-    host: Annotated[str, typer.Option(help="address of the page; it knows no authentication")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the page (0: a free one)")] = 7860,
-) -> None:
-    """Serve a web page for asking a running server; Ctrl-C stops it."""
-    try:
-        page = importlib.import_module("internvideo_client.ui")
-    except ModuleNotFoundError as error:
-        raise _failed(f"{error.name} is missing: install the page's part, `pip install 'internvideo-triton[ui]'`") from error
-    questions = ("Which way does the green triangle move?", "绿色三角形往哪个方向移动？")
-    video = _PROJECT / "examples" / "demo.mp4"
-    examples = [(question, video) for question in questions] if video.exists() else []
-    try:
-        page.serve(url, host, port, examples, lambda address: typer.echo(f"page: {address} (Ctrl-C stops it)"))
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)  # its own text repeats the address
-        raise _failed(f"cannot listen on {host}:{port} ({reason}); choose another port, 0 takes a free one") from error
-
-
-@app.command()
+@options_from(ServeSettings, _DEMO, **dict.fromkeys(("port", "triton_grpc_port", "triton_metrics_port"), 0))
 def demo(
-    video: Annotated[Path, typer.Argument(help="a local video")] = _PROJECT / "examples" / "demo.mp4",
+    settings: ServeSettings,
+    video: Annotated[Path | None, typer.Argument(help="a local video (default: one that the demo model understands)")] = None,
     question: Annotated[str, typer.Argument(help="what to ask about it")] = "Describe the video.",
-    checkpoint: Annotated[Path | None, typer.Option(help="model directory; none: the small demo model")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    num_frames: Annotated[int, typer.Option(help="frames to look at, a multiple of 4")] = 80,
     max_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="picture of the frames (default: NAME.frames.png here, where the terminal cannot show them)"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object: answer, usage, timings")] = False,
 ) -> None:
     """Start everything on free ports, show a video's frames, ask about it, show the answer and the timings, stop."""
     launch = _launch()
+    video = video or project_home() / "examples" / "demo.mp4"
     run_demo = importlib.import_module("internvideo_client._demo").run_demo
     try:
-        if not as_json:
-            _show_frames(video)
-        free: dict[str, int] = dict.fromkeys(("port", "triton_http_port", "triton_grpc_port", "triton_metrics_port"), 0)
-        options = launch.ServeOptions(checkpoint=checkpoint, device=device, num_frames=num_frames, **free)
-        report = (lambda line: None) if as_json else (lambda line: _errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
-        result = run_demo(video, question, options, max_tokens, report, (lambda text: None) if as_json else _show)
+        _show_frames(video, out, quiet=as_json)  # and so it is known to be a video before anything is started
+        report = (lambda line: None) if as_json else (lambda line: errors.print(f"[dim]{escape(line)}[/]", soft_wrap=True))
+        result = run_demo(video, question, settings, max_tokens, report, (lambda text: None) if as_json else show)
     except (ApiError, launch.LaunchError) as error:
-        raise _failed(str(error)) from error
+        raise failed(str(error)) from error
+    except ServingError as error:
+        raise failed(f"{video}: {error.message}") from error
     except OSError as error:
-        raise _failed(f"cannot read {video}: {error.strerror}") from error
+        raise failed(f"{error.filename or video}: {error.strerror}") from error
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
-    _show("\n")
+    show("\n")
     if (right := _right_answer(video, question)) is not None:
-        _show(f"(right answer: {right})\n")
-    _show("\n")
+        show(f"(right answer: {right})\n")
+    show("\n")
     Console().print(_table(result))
+
+
+app.add_typer(commands.router, name="router")
+
+cache = typer.Typer(no_args_is_help=True, help="Exported engines that `serve` keeps.")
+app.add_typer(cache, name="cache")
+
+
+@cache.command("list")
+def list_cache() -> None:
+    """Show what is kept: size, checkpoint, dtype and last use."""
+    table = Table("checkpoint", "dtype", "size", "last used", "")
+    for engine in _launch().cached_engines():
+        used = datetime.fromtimestamp(engine.used).strftime("%Y-%m-%d %H:%M") if engine.used else "never"
+        table.add_row(
+            engine.fingerprint, engine.dtype, f"{engine.size / 2**30:.2f} GiB", used, "" if engine.current else "old format"
+        )
+    Console().print(table)
+
+
+@cache.command("clear")
+def clear_cache(
+    everything: Annotated[bool, typer.Option("--all", help="also what is current, unless a server uses it")] = False,
+) -> None:
+    """Remove exports of older formats."""
+    for engine in _launch().clear_engines(everything=everything):
+        typer.echo(f"removed {engine.path}")
+
+
+@app.callback()
+def internvideo(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="show the version and exit")] = False,
+) -> None:
+    """InternVideo2.5-Chat-8B on Triton."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def main() -> None:
@@ -238,25 +209,38 @@ def _server_part(name: str) -> Any:
     try:
         return importlib.import_module(f"internvideo_server.{name}")
     except ModuleNotFoundError as error:
-        raise _failed(
-            f"{error.name} is missing: install the server's part, `pip install 'internvideo-triton[server]'`"
+        raise failed(
+            f"{error.name} is missing: install the server's part: in a clone of the project, pip install '.[server]'"
         ) from error
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _show_frames(video: Path) -> None:
+def _show_frames(video: Path, out: Path | None, *, quiet: bool) -> None:
     """The frames of a video, in the terminal or as a file.
 
+    Args:
+        video: A local one.
+        out: The file; None: only where the terminal cannot show them.
+        quiet: Only the file that was asked for.
+
     Raises:
-        OSError: The video cannot be read.
+        OSError: The video cannot be read, or the file not be written.
+        ServingError: It is not a video that the server could read.
     """
     sheet = importlib.import_module("internvideo_client._contact_sheet")
-    frames, console = sheet.sample(video), Console()
-    if frames and not sheet.show(frames, console):
-        _errors.print(f"[dim]frames of the video: {escape(str(sheet.save(frames, video)))}[/]", soft_wrap=True)
+    frames = sheet.sample(video)
+    if out is None and (quiet or sheet.show(frames, Console())):
+        return
+    target = out or Path(f"{video.stem}.frames.png")
+    try:
+        sheet.save(frames, target)
+    except OSError:
+        if out is not None:
+            raise
+        return  # a folder that is not ours to write, and nobody asked for the file
+    except ValueError as error:
+        raise failed(f"--out {target}: {error}") from error
+    if not quiet:
+        errors.print(f"[dim]frames of the video: {escape(str(target))}[/]", soft_wrap=True)
 
 
 def _right_answer(video: Path, question: str) -> str | None:
@@ -266,13 +250,6 @@ def _right_answer(video: Path, question: str) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return answer if isinstance(answer, str) else None
-
-
-def _show(text: str) -> None:
-    """Print a piece of the answer; a terminal gets no control characters, which a model may well generate."""
-    if sys.stdout.isatty():
-        text = "".join(char for char in text if char.isprintable() or char in "\n\t")
-    typer.echo(text, nl=False)
 
 
 def _table(result: dict[str, Any]) -> Table:
@@ -291,11 +268,6 @@ def _table(result: dict[str, Any]) -> Table:
     if timings["tokens_per_s"] is not None:
         table.add_row("generation", f"{timings['tokens_per_s']:.1f} tokens/s")
     return table
-
-
-def _failed(message: str) -> typer.Exit:
-    _errors.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
-    return typer.Exit(1)
 
 
 if __name__ == "__main__":

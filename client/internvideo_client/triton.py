@@ -1,115 +1,47 @@
 """Async client of the ensemble: one gRPC stream for each request, token ids as they come, and an end that ends the work.
 
-Triton does not pass a cancelled call on to a running step of an ensemble. So giving up a request means that a ``stop`` with its
-id goes to every model of the chain, which ends the stream too. The call itself is cancelled only where that does not help: under
-many cancelled calls Triton 2.51 ended by signal 11.
+The connection itself, and how work is ended: `_connection.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import InferInput, InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.grpc import InferResult, service_pb2
 
-from ._errors import ApiError, bad_request, from_code, from_triton, reason_of
+from ._connection import CHAIN, ENGINE, TritonConnection
+from ._generation import Generation
+from ._media_files import SentMedia
+from ._sampling import Guide, SamplingParams
+from ._wire import ENSEMBLE, TokenBatch, request_message, with_region
+from .errors import ApiError, bad_request, from_code, from_triton, reason_of
+from .media_region import MediaRegion
 
-Result = TypeVar("Result")
+__all__ = ["CHAIN", "ENSEMBLE", "Generation", "Guide", "SamplingParams", "TokenBatch", "TritonChatClient"]
 
-ENSEMBLE = "internvideo2_5"
-CHAIN = ("preprocessing", "vit", "tensorrt_llm")
+TRITON = "tritonserver"
+
+_DIED = "a part of the server died while it worked on this request, and is being started again"
 
 _OUTPUTS = ("output_ids", "sequence_length", "num_input_tokens")
 
-_STOP_TIMEOUT_S = 5.0
-_FIGURES_WAIT_S = 0.2  # the first token waits for them
+_SECRET_HEADER = "triton-grpc-protocol-internvideo"  # noqa: S105 - a header's name
 _PROBE_TIMEOUT_S = 5.0
-_END_TIMEOUT_S = 1.0
-_STOPPED_TIMEOUT_S = 1.0  # from the stops to the end of the stream
-# A step that Triton was just handing over when the first stop came did not know the id yet.
-_SECOND_STOP_AFTER_S = 0.2
-
-_GREEDY_BELOW = 1e-5  # scores divided by much less are infinite in float32, and the answer is noise
-
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # gRPC would go to its own machine through the environment's proxy, too
-]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to generate, in TensorRT-LLM's own terms; None leaves the engine's default.
-
-    Attributes:
-        max_tokens: Most tokens to generate; None is what is left of the context.
-        temperature: None or less than 1e-5 is greedy.
-        seed: Unsigned 64 bit.
-    """
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    min_tokens: int | None = None
-    log_probs: bool = False
-
-    def tensors(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The ensemble's input tensors, each [1, 1] (the leading 1 is the batch)."""
-        values: dict[str, Any] = {
-            "request_output_len": np.int32(-1 if self.max_tokens is None else self.max_tokens),
-            "streaming": np.bool_(True),
-            "return_num_input_tokens": np.bool_(True),
-            "repetition_penalty": _optional(np.float32, self.repetition_penalty),
-            "presence_penalty": _optional(np.float32, self.presence_penalty),
-            "frequency_penalty": _optional(np.float32, self.frequency_penalty),
-            "min_tokens": _optional(np.int32, self.min_tokens),
-            "return_log_probs": np.bool_(True) if self.log_probs else None,
-        }
-        if (self.temperature or 0.0) < _GREEDY_BELOW or self.top_p == 0:
-            # TensorRT-LLM rewrites a temperature of 0 in its own way: greedy is top-k 1.
-            values["runtime_top_k"] = np.int32(1)
-        else:
-            values["temperature"] = np.float32(self.temperature)
-            values["runtime_top_k"] = np.int32(max(self.top_k or 0, 0))
-            # Never left out: without top-k and top-p TensorRT-LLM takes the likeliest token, whatever the temperature.
-            values["runtime_top_p"] = np.float32(1.0 if self.top_p is None else self.top_p)
-            values["seed"] = _optional(np.uint64, self.seed)
-        return {name: np.array([[value]]) for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """What one response of the stream brought: 0 or more new tokens.
-
-    Attributes:
-        token_ids: New tokens; the end token is never among them, a stop word's token may be.
-        log_probs: One for each new token, where they were asked for.
-        prompt_tokens: Length of the prompt, visual tokens included; None where the response does not say.
-    """
-
-    token_ids: list[int]
-    log_probs: list[float] = field(default_factory=list)
-    prompt_tokens: int | None = None
-
-
-class TritonChatClient:
+class TritonChatClient(TritonConnection):
     """Client of one Triton server; use as an async context manager.
 
     Args:
@@ -118,6 +50,8 @@ class TritonChatClient:
         first_token_timeout_s: Longest silence before the first response (fetching, decoding and the tower take their time);
             None: as long as the whole request may take.
         inactivity_timeout_s: Longest silence between two responses. A dead engine says nothing, so silence is its only sign.
+        media_folder: Where large media of requests are put for `preprocessing`, which must be allowed to open files there; None:
+            they are sent.
     """
 
     def __init__(
@@ -127,56 +61,84 @@ class TritonChatClient:
         request_timeout_s: float = 300.0,
         first_token_timeout_s: float | None = None,
         inactivity_timeout_s: float = 60.0,
+        media_folder: Path | None = None,
     ) -> None:
-        # The plain stub: tritonclient's own aio client cannot ask for the final response that makes an end visible.
-        self._channel = grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._request_timeout_s = request_timeout_s
-        self._first_token_timeout_s = request_timeout_s if first_token_timeout_s is None else first_token_timeout_s
-        self._inactivity_timeout_s = inactivity_timeout_s
-        self._background: set[asyncio.Task[Any]] = set()
-
-    async def __aenter__(self) -> TritonChatClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection, after the stops that are on their way."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=_STOP_TIMEOUT_S)
-        await self._channel.close()
+        super().__init__(
+            url,
+            request_timeout_s=request_timeout_s,
+            first_token_timeout_s=first_token_timeout_s,
+            inactivity_timeout_s=inactivity_timeout_s,
+        )
+        self._media_folder = media_folder
 
     def generate(
-        self, messages: list[dict[str, Any]], sampling: Sampling | None = None, request_id: str | None = None
+        self,
+        messages: list[dict[str, Any]] | dict[str, Any],
+        sampling: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        media: Sequence[list[bytes]] = (),
+        region: MediaRegion | None = None,
+        cache_salt: str | None = None,
     ) -> Generation:
         """Ask the ensemble; ``async with`` the result, then iterate over it.
 
         Args:
-            messages: The conversation in OpenAI's form.
+            messages: The conversation in OpenAI's form, or ``{"prompt": TEXT}`` for a text without the chat template.
             sampling: How to generate; greedy by default.
             request_id: A unique id, under which the work can be stopped; made here by default.
+            media: Content of files, in pieces each; `messages` call them ``attachment:0``, ``attachment:1``, ...
+            region: The same in shared memory, in the place of `media`; see :meth:`shared`.
+            cache_salt: Only requests with the same one share cached frames and embeddings.
 
         Raises:
             ApiError: `messages` cannot be written as JSON.
         """
-        sampling = sampling or Sampling()
+        sampling = sampling or SamplingParams()
         tensors = {"messages": np.array([[_to_json(messages)]], dtype=np.object_)} | sampling.tensors()
-        request = _request(ENSEMBLE, request_id or uuid.uuid4().hex, tensors)
-        for name in _OUTPUTS + ("output_log_probs",) * sampling.log_probs:
+        if cache_salt:
+            tensors["cache_salt"] = np.array([[cache_salt.encode()]], dtype=np.object_)
+        request = request_message(ENSEMBLE, request_id or uuid.uuid4().hex, tensors)
+        wanted = [
+            *_OUTPUTS,
+            *["output_log_probs"] * sampling.log_probs,
+            *["sequence_index"] * (sampling.num_return_sequences > 1),
+        ]
+        for name in wanted + ["top_logprob_ids", "top_logprobs"] * bool(sampling.num_top_logprobs):
             request.outputs.add(name=name)
-        request.parameters["timeout"].int64_param = round(1e6 * self._request_timeout_s)  # Triton's own: microseconds
-        return Generation(self, request, self._request_timeout_s, self._first_token_timeout_s, self._inactivity_timeout_s)
+        request.parameters["timeout"].int64_param = round(1e6 * self.request_timeout_s)  # Triton's own: microseconds
+        if region is not None:
+            request = with_region(request, region.sizes, region.name)
+        return Generation(self, request, SentMedia(media, self._media_folder))
 
-    async def stop(self, request_id: str) -> None:
-        """End the work of a request in every model of the chain; an id that is not known is no error.
+    @asynccontextmanager
+    async def shared(self, region: MediaRegion, secret: str) -> AsyncIterator[MediaRegion]:
+        """Let Triton read a region of shared memory while the context lasts.
 
         Raises:
-            grpc.RpcError: The server is away, or a model did not take the stop.
-            ApiError: The engine did not take the stop.
+            grpc.RpcError: Triton is on another machine, knows another secret, or may not read it.
         """
-        await asyncio.gather(*(self._stop_model(model, request_id) for model in CHAIN))
+        metadata = ((_SECRET_HEADER, secret),)
+        register = service_pb2.SystemSharedMemoryRegisterRequest(name=region.name, key=region.key, byte_size=sum(region.sizes))
+        await self.stub.SystemSharedMemoryRegister(register, metadata=metadata, timeout=_PROBE_TIMEOUT_S)
+        try:
+            yield region
+        finally:
+            forget = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+            with contextlib.suppress(grpc.RpcError):  # then it goes with the server
+                await self.stub.SystemSharedMemoryUnregister(forget, metadata=metadata, timeout=_PROBE_TIMEOUT_S)
+
+    def on_deaths(self, names: set[str]) -> None:
+        """Programs or models died: what waits for them hears of it now, not after a silence."""
+        for generation in list(self.running):
+            # Once it is answered, the engine alone is at work.
+            if names & ({ENGINE, TRITON} if generation.answered else {*CHAIN, TRITON}):
+                generation.fail(from_code("UNAVAILABLE", _DIED), lost=True)
+
+    def end_all(self, error: ApiError) -> None:
+        """End everything under way with this error."""
+        for generation in list(self.running):
+            generation.fail(error, lost=False)
 
     async def check_ready(self) -> None:
         """Ask the server, each model, and then each model's process by the cheapest request there is.
@@ -190,9 +152,9 @@ class TritonChatClient:
         asked = "Triton"
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                ready = (await self._stub.ServerReady(service_pb2.ServerReadyRequest())).ready
+                ready = (await self.stub.ServerReady(service_pb2.ServerReadyRequest())).ready
                 for asked in (ENSEMBLE, *CHAIN) if ready else ():
-                    ready = ready and (await self._stub.ModelReady(service_pb2.ModelReadyRequest(name=asked))).ready
+                    ready = ready and (await self.stub.ModelReady(service_pb2.ModelReadyRequest(name=asked))).ready
                 for asked in CHAIN if ready else ():
                     await self._stop_model(asked, probe_id)
         except (TimeoutError, grpc.RpcError, ApiError) as error:
@@ -201,205 +163,73 @@ class TritonChatClient:
         if not ready:
             raise from_code("UNAVAILABLE", "not all models are loaded")
 
-    async def figures(self, request_id: str) -> dict[str, dict[str, float]]:
-        """What a request has cost in the models that finished with it: model -> figure -> value (``decode_seconds``: 0.41).
+    async def inputs(self, model: str = ENSEMBLE) -> set[str]:
+        """Names of the inputs that a model takes.
 
-        A model that does not answer at once is left out.
+        Raises:
+            grpc.RpcError: The server is away, or has no such model.
         """
-        tasks = {model: self._in_background(self._figures_of(model, request_id)) for model in ("preprocessing", "vit")}
-        await asyncio.wait(tasks.values(), timeout=_FIGURES_WAIT_S)
-        known = {}
-        for model, task in tasks.items():
-            if task.done() and (error := task.exception()) is None:
-                known[model] = task.result()
-            else:
-                reason = reason_of(error) if task.done() and error else "no answer yet"
-                _log.info("request %s: %s does not tell its timings: %s", request_id, model, reason)
-        return known
+        metadata = await self.stub.ModelMetadata(service_pb2.ModelMetadataRequest(name=model), timeout=_PROBE_TIMEOUT_S)
+        return {each.name for each in metadata.inputs}
 
-    async def _figures_of(self, model: str, request_id: str) -> dict[str, float]:
-        request = _request(model, request_id, {"timings": np.array([[True]])})
-        request.outputs.add(name="timings")
-        response = await self._stub.ModelInfer(request, timeout=_STOP_TIMEOUT_S)
-        figures: dict[str, float] = json.loads(_flat(InferResult(response), "timings")[0])
-        return figures
+    async def parameters(self, model: str, secret: str) -> dict[str, str]:
+        """A model's parameters.
 
-    def _in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._forget)
-        return task
+        Args:
+            model: Its name.
+            secret: Of the run: model configurations are told to those alone who know it.
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled():
-            task.exception()  # else asyncio reports the error of one that nobody waits for any more
+        Raises:
+            grpc.RpcError: The server is away, or knows another secret.
+        """
+        response = await self.stub.ModelConfig(
+            service_pb2.ModelConfigRequest(name=model), metadata=((_SECRET_HEADER, secret),), timeout=_PROBE_TIMEOUT_S
+        )
+        return {name: value.string_value for name, value in response.config.parameters.items()}
 
-    async def _stop_twice(self, request_id: str) -> None:
-        for pause in (0.0, _SECOND_STOP_AFTER_S):
-            await asyncio.sleep(pause)
-            results = await asyncio.gather(*(self._stop_model(model, request_id) for model in CHAIN), return_exceptions=True)
-            for model, result in zip(CHAIN, results, strict=True):
-                if isinstance(result, BaseException):
-                    _log.warning("stop of request %s did not reach %s: %s", request_id, model, reason_of(result))
+    async def frames(
+        self, messages: list[dict[str, Any]], media: Sequence[list[bytes]], salt: str | None
+    ) -> list[dict[str, Any]]:
+        """The sampled frames of the one medium of a conversation: ``{"time", "image"}``, seconds and a small JPEG.
 
-    async def _stop_model(self, model: str, request_id: str) -> None:
-        stop: dict[str, np.ndarray[Any, Any]] = {"stop": np.array([[True]])}
-        if model != "tensorrt_llm":
-            await self._stub.ModelInfer(_request(model, request_id, stop), timeout=_STOP_TIMEOUT_S)
-            return
-        # NVIDIA's config has mandatory inputs also for a stop, and the model is decoupled: only a stream reaches it.
-        stop |= {"input_ids": np.array([[0]], np.int32), "input_lengths": np.array([[1]], np.int32)}
-        stop |= {"request_output_len": np.array([[0]], np.int32), "streaming": np.array([[True]])}
-        async for response in self._stream(_request(model, request_id, stop), _STOP_TIMEOUT_S):
-            if response.error_message:
-                raise from_triton(response.error_message)
-
-    def _stream(self, request: Any, timeout_s: float | None = None) -> Any:
-        # Without it, a stream whose last response came empty would never be told to have ended.
-        request.parameters["triton_enable_empty_final_response"].bool_param = True
-        return self._stub.ModelStreamInfer(_once(request), timeout=timeout_s)
-
-
-class Generation:
-    """One request at work: iterate inside ``async with``; leaving it early ends the work in every model.
-
-    Raises (while iterating):
-        ApiError: What the chain reported, or DEADLINE_EXCEEDED after a silence beyond the limit.
-    """
-
-    def __init__(
-        self,
-        client: TritonChatClient,
-        request: Any,
-        request_timeout_s: float,
-        first_timeout_s: float,
-        inactivity_timeout_s: float,
-    ) -> None:
-        self._client = client
-        self._request = request
-        self._request_timeout_s = request_timeout_s
-        self._first_timeout_s = first_timeout_s
-        self._inactivity_timeout_s = inactivity_timeout_s
-        self._call: Any = None
-        self._reading: asyncio.Future[Any] | None = None
-        self._ended = False
-        self._log_probs_seen = 0
-        self.request_id: str = request.id
-
-    async def __aenter__(self) -> Generation:
-        self._call = self._client._stream(self._request)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self._ended:
-            self._client._in_background(self._end_early())
-        elif not self._call.done():
-            # A cancel between the final response and the end of the stream makes Triton 2.51 keep the request for ever: it then
-            # waits for it when it is told to end.
-            await self._read_to_the_end(_END_TIMEOUT_S)
-
-    async def figures(self) -> dict[str, dict[str, float]]:
-        """See :meth:`TritonChatClient.figures`; complete once the first response has come."""
-        return await self._client.figures(self.request_id)
-
-    async def _end_early(self) -> None:
-        stops = self._client._in_background(self._client._stop_twice(self.request_id))
-        await self._read_to_the_end(_STOPPED_TIMEOUT_S)
-        await stops
-
-    async def _read_to_the_end(self, timeout_s: float) -> None:
-        """Let the stream end by itself; cancel it if it does not."""
+        Raises:
+            ApiError: What `preprocessing` reported.
+        """
+        tensors = {"messages": np.array([[_to_json(messages)]], np.object_), "frames_only": np.array([[True]])}
+        if salt:
+            tensors["cache_salt"] = np.array([[salt.encode()]], np.object_)
+        request = request_message("preprocessing", f"frames-{uuid.uuid4().hex}", tensors)
+        request.outputs.add(name="preview")
+        sent = SentMedia(media, self._media_folder)
         try:
-            async with asyncio.timeout(timeout_s):
-                if self._reading is not None:
-                    await self._reading
-                async for _ in self._call:
-                    pass
-        except (TimeoutError, StopAsyncIteration, grpc.RpcError) as error:
-            _log.info("the stream of request %s did not end by itself: %s", self.request_id, reason_of(error))
+            response = await self.infer(await sent.payload(request), timeout=self.request_timeout_s)
+        except grpc.RpcError as failure:
+            raise from_triton(failure) from failure
         finally:
-            self._call.cancel()
+            sent.close()
+        found: list[dict[str, Any]] = json.loads(InferResult(response).as_numpy("preview").reshape(-1)[0])
+        return found
 
-    async def __aiter__(self) -> AsyncIterator[TokenBatch]:
-        timeout_s = self._first_timeout_s
-        responses = aiter(self._call)
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._request_timeout_s
-        while not self._ended:
-            try:
-                async with asyncio.timeout(min(timeout_s, deadline - clock())):
-                    # In a task of its own: a read that is cancelled cancels the call.
-                    self._reading = asyncio.ensure_future(anext(responses))
-                    response = await asyncio.shield(self._reading)
-            except TimeoutError as silence:
-                if clock() >= deadline:
-                    message = f"the request took longer than the {self._request_timeout_s:g} s that one may take"
-                    raise from_code("DEADLINE_EXCEEDED", message) from silence
-                message = f"the server sent nothing for {timeout_s:g} s; the request was ended"
-                raise from_code("DEADLINE_EXCEEDED", message) from silence
-            except StopAsyncIteration as end:
-                self._ended = True
-                raise from_code("INTERNAL", "the server closed the stream before the answer was complete") from end
-            except asyncio.CancelledError:
-                # grpc.aio raises it also for a call that the server cancelled; then nobody wants this task to end.
-                if (task := asyncio.current_task()) and not task.cancelling():
-                    self._ended = True
-                    raise from_code("CANCELLED", "the server cancelled the request") from None
-                raise
-            except grpc.RpcError as failure:
-                _log.error("request %s: %s", self.request_id, reason_of(failure))
-                raise from_triton(failure) from failure
-            if response.error_message:
-                self._ended = True
-                _log.info("request %s: %s", self.request_id, response.error_message)
-                raise from_triton(response.error_message)
-            result = response.infer_response
-            self._ended = result.parameters["triton_final_response"].bool_param
-            timeout_s = self._inactivity_timeout_s
-            yield self._batch(InferResult(result))
+    async def prepare(self, messages: list[dict[str, Any]] | dict[str, Any]) -> list[int]:
+        """The token ids of a conversation without media, as the engine would be given them.
 
-    def _batch(self, result: InferResult) -> TokenBatch:
-        ids = _flat(result, "output_ids")
-        token_ids = [int(i) for i in ids if i >= 0]  # -1 pads
-        # In a stream, log probs are all those so far, while ids are the new ones.
-        all_log_probs = _flat(result, "output_log_probs")
-        log_probs = [float(p) for p in all_log_probs[self._log_probs_seen : self._log_probs_seen + len(token_ids)]]
-        self._log_probs_seen += len(token_ids)
-        return TokenBatch(token_ids, log_probs, _scalar(result, "num_input_tokens"))
+        Raises:
+            ApiError: What `preprocessing` reported.
+        """
+        tensors = {"messages": np.array([[_to_json(messages)]], dtype=np.object_)}
+        request = request_message(
+            "preprocessing", f"tokens-{uuid.uuid4().hex}", tensors | {"request_output_len": np.array([[-1]], np.int32)}
+        )
+        request.outputs.add(name="input_ids")
+        try:
+            response = await self.stub.ModelInfer(request, timeout=self.request_timeout_s)
+        except grpc.RpcError as failure:
+            raise from_triton(failure) from failure
+        ids: list[int] = InferResult(response).as_numpy("input_ids").reshape(-1).tolist()
+        return ids
 
 
-def _optional(kind: type, value: float | None) -> Any:
-    return None if value is None else kind(value)
-
-
-def _request(model: str, request_id: str, tensors: dict[str, np.ndarray[Any, Any]]) -> Any:
-    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
-    for name, value in tensors.items():
-        tensor = InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
-        tensor.set_data_from_numpy(value)
-        request.inputs.append(tensor._get_tensor())
-        request.raw_input_contents.append(tensor._get_content())
-    return request
-
-
-async def _once(request: Any) -> AsyncIterator[Any]:
-    yield request
-
-
-def _flat(result: InferResult, name: str) -> np.ndarray[Any, Any]:
-    value = result.as_numpy(name)
-    return np.empty(0) if value is None else value.reshape(-1)
-
-
-def _scalar(result: InferResult, name: str) -> int | None:
-    value = _flat(result, name)
-    return int(value[0]) if value.size else None
-
-
-def _to_json(messages: list[dict[str, Any]]) -> bytes:
+def _to_json(messages: list[dict[str, Any]] | dict[str, Any]) -> bytes:
     try:
         return json.dumps(messages, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:  # NaN, a lone surrogate, an endless nest

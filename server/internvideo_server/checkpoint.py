@@ -15,8 +15,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 if TYPE_CHECKING:
     import torch
 
@@ -29,7 +27,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 
 class CheckpointError(ValueError):
-    """The directory is no usable InternVideo2.5 checkpoint; the message names the file and what is wrong with it."""
+    """The directory is not a usable InternVideo2.5 checkpoint; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Checkpoint:
         """
         path = Path(path)
         if not path.is_dir():
-            raise CheckpointError(f"{path} is no directory: give the folder that holds config.json")
+            raise CheckpointError(f"{path} is not a directory: give the folder that holds config.json")
         config = _read_json(path / "config.json")
         vision_config, llm_config = (_section(config, key, path) for key in ("vision_config", "llm_config"))
         end_token_ids = _end_token_ids(path / "generation_config.json")
@@ -123,6 +121,18 @@ class Checkpoint:
         return digest.hexdigest()[:32]
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint directory, by itself.
+
+    Raises:
+        CheckpointError: It is missing, broken, or another model's.
+    """
+    config = _read_json(path / "config.json")
+    for key in ("vision_config", "llm_config"):
+        _section(config, key, path)
+    return config
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +169,7 @@ def _tensor_files(path: Path) -> dict[str, Path]:
             raise CheckpointError(f"{index} has no weight_map")
         for name in set(map(str, weight_map.values())):
             if Path(name).name != name:
-                raise CheckpointError(f"{index}: {name!r} is no file name; shards lie beside the index")
+                raise CheckpointError(f"{index}: {name!r} is not a file name; shards lie beside the index")
         return {tensor: path / str(name) for tensor, name in weight_map.items()}
     if single.exists():
         with _open_shard(single, framework="np") as shard:
@@ -170,6 +180,8 @@ def _tensor_files(path: Path) -> dict[str, Path]:
 @contextmanager
 def _open_shard(file: Path, *, framework: str, device: str = "cpu") -> Iterator[Any]:
     """`safe_open`, which checks the header and that the file is as long as the header says."""
+    from safetensors import SafetensorError, safe_open  # not where only the router runs
+
     try:
         with safe_open(file, framework=framework, device=device) as shard:
             yield shard

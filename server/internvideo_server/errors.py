@@ -8,6 +8,8 @@ puts its own words in front. So the code stands in the text, in one stable form 
 
 from __future__ import annotations
 
+import errno
+import re
 from enum import StrEnum
 
 
@@ -44,6 +46,37 @@ class ServingError(Exception):
         """The coded one-line form that travels through Triton."""
         param = f" param={self.param}" if self.param else ""
         return f"[{self.code}{param}] {' '.join(self.message.split())}"
+
+
+_SHORT_OF = {
+    errno.EMFILE: "open files (ulimit -n)",
+    errno.ENFILE: "open files",
+    errno.ENOMEM: "memory",
+    errno.ENOSPC: "room on a disk or in /dev/shm",
+}
+# Words of Triton's Python backend, torch and Python where the type says nothing.
+_SHORT_WORDS = (
+    (re.compile(r"shared memory pool|No space left", re.I), "room in /dev/shm (--shm-size)"),
+    (re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.I), "memory"),
+    (re.compile(r"can't start new thread", re.I), "threads (ulimit -u)"),
+)
+
+
+def short_of(error: BaseException) -> str | None:
+    """What the host has too little of at the moment, where that is why ``error`` was raised."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError):
+        return _SHORT_OF.get(error.errno or 0)
+    return next((what for pattern, what in _SHORT_WORDS if pattern.search(str(error))), None)
+
+
+def shortage(error: BaseException) -> ServingError | None:
+    """UNAVAILABLE, where ``error`` was raised because the host has too little of something at the moment."""
+    lacking = short_of(error)
+    if lacking is None:
+        return None
+    return ServingError(ErrorCode.UNAVAILABLE, f"the server is short of {lacking}; try again in a moment")
 
 
 def invalid(message: str, param: str | None = None) -> ServingError:

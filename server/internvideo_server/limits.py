@@ -18,7 +18,7 @@ MAX_POSITIONS = 32768
 # model's own code.
 FRAMES_PER_GROUP, TOKENS_PER_FRAME = 4, 16
 
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class LimitsError(ValueError):
@@ -43,8 +43,8 @@ class EngineLimits:
     max_prompt_embedding_table_size: int
 
     def __post_init__(self) -> None:
-        if self.dtype not in _ELEMENT_BYTES:
-            raise LimitsError(f"the engine is {self.dtype}; known are {', '.join(_ELEMENT_BYTES)}")
+        if self.dtype not in ELEMENT_BYTES:
+            raise LimitsError(f"the engine is {self.dtype}; known are {', '.join(ELEMENT_BYTES)}")
         if self.max_seq_len > MAX_POSITIONS:
             raise LimitsError(
                 f"max_seq_len {self.max_seq_len} > {MAX_POSITIONS}: rope_scaling is exported as null, exact up to there"
@@ -62,10 +62,22 @@ class EngineLimits:
         """Frames of all of one request's videos, a multiple of 4."""
         return self.max_rows // (FRAMES_PER_GROUP * TOKENS_PER_FRAME) * FRAMES_PER_GROUP
 
+    @classmethod
+    def of(
+        cls, dtype: str, vocab_size: int, hidden_size: int, max_batch_size: int, max_frames: int, max_seq_len: int
+    ) -> EngineLimits:
+        """Those of an embedded engine, whose only bounds are frames and tokens of prompt and answer together."""
+        rows = max_batch_size * max_frames * TOKENS_PER_FRAME
+        return cls(dtype, vocab_size, hidden_size, max_batch_size, max_seq_len - 1, max_seq_len, max_seq_len, rows)
+
+    def of_length(self, max_frames: int, max_seq_len: int) -> EngineLimits:
+        """The same embedded engine for requests of another length."""
+        return self.of(self.dtype, self.vocab_size, self.hidden_size, self.max_batch_size, max_frames, max_seq_len)
+
     @property
     def element_bytes(self) -> int:
         """Of one value in ``dtype``."""
-        return _ELEMENT_BYTES[self.dtype]
+        return ELEMENT_BYTES[self.dtype]
 
     @property
     def table_bytes(self) -> int:
@@ -96,7 +108,7 @@ class EngineLimits:
         except FileNotFoundError as error:
             raise LimitsError(f"{path} does not exist: make the engine directory with build_scripts/export_llm.py") from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise LimitsError(f"{path} is no engine config.json: {error!r}") from error
+            raise LimitsError(f"{path} is not an engine config.json: {error!r}") from error
 
     def to_document(self) -> dict[str, Any]:
         """The ``config.json`` form."""

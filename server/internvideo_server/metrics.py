@@ -6,9 +6,11 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 Labels = tuple[tuple[str, str], ...]
+#: Why a cache missed: never seen (or so long ago that it is forgotten), evicted for others, larger than the cache.
+MissKind = Literal["new", "evicted", "too_large"]
 
 #: name -> (kind, description): everything that is counted.
 METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
@@ -16,9 +18,10 @@ METRICS: dict[str, tuple[Literal["counter", "gauge"], str]] = {
     "internvideo_fetch_bytes_total": ("counter", "Bytes of media that were opened or downloaded"),
     "internvideo_decode_seconds_total": ("counter", "Seconds spent decoding and resizing"),
     "internvideo_frames_decoded_total": ("counter", "Frames that were decoded and resized"),
+    "internvideo_frames_damaged_total": ("counter", "Those of them that show damage or stand in for one that cannot be read"),
     "internvideo_frames_delivered_total": ("counter", "Frames that requests asked about, decoded or not"),
     "internvideo_cache_hits_total": ("counter", "Media found in a cache"),
-    "internvideo_cache_misses_total": ("counter", "Media not found in a cache"),
+    "internvideo_cache_misses_total": ("counter", "Media not found in a cache: new, evicted or too_large"),
     "internvideo_cache_evictions_total": ("counter", "Media that made room for others in a cache"),
     "internvideo_cache_bytes": ("gauge", "Bytes in a cache"),
     "internvideo_vision_seconds_total": ("counter", "Seconds that the vision tower worked"),
@@ -32,9 +35,10 @@ _PREPROCESSING = (
     "fetch_bytes_total",
     "decode_seconds_total",
     "frames_decoded_total",
+    "frames_damaged_total",
     "frames_delivered_total",
 )
-_CACHE = ("cache_hits_total", "cache_misses_total", "cache_evictions_total", "cache_bytes")
+_CACHE = ("cache_hits_total", "cache_evictions_total", "cache_bytes")
 _POOL = ("queue_seconds_total", "work_seconds_total")
 
 
@@ -46,6 +50,7 @@ def of_model(model: str) -> list[tuple[str, dict[str, str]]]:
     named: list[tuple[str, dict[str, str]]] = (
         [(name, {}) for name in own] + [(name, cache) for name in _CACHE] + [(name, {"model": model}) for name in _POOL]
     )
+    named += [("cache_misses_total", {**cache, "kind": kind}) for kind in get_args(MissKind)]
     return [(f"internvideo_{name}", labels) for name, labels in named]
 
 
@@ -64,6 +69,12 @@ class Meter:
         tally: defaultdict[str, float] | None = getattr(self._thread, "tally", None)
         if tally is not None:
             tally[name.removeprefix("internvideo_").removesuffix("_total")] += value
+
+    def note(self, name: str, value: float) -> None:
+        """Add to the calling thread's tally alone, by its short name: what another thread has counted already."""
+        tally: defaultdict[str, float] | None = getattr(self._thread, "tally", None)
+        if tally is not None:
+            tally[name] += value
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""

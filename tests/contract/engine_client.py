@@ -119,13 +119,14 @@ class EngineClient:
     Args:
         url: ``host:port`` of its gRPC endpoint.
         engine_dir: A directory with the engine's ``config.json``; None: the one that the server's configuration names.
+        headers: What the server asks for before it tells a model's configuration.
     """
 
-    def __init__(self, url: str, engine_dir: Path | None = None) -> None:
+    def __init__(self, url: str, engine_dir: Path | None = None, headers: dict[str, str] | None = None) -> None:
         self.url = url
         with grpcclient.InferenceServerClient(url) as client:
-            self.config = client.get_model_config(MODEL).config
-        self._engine_dir = engine_dir or Path(self.parameter("gpt_model_path"))
+            self.config = client.get_model_config(MODEL, headers=headers).config
+        self.engine_dir = engine_dir or Path(self.parameter("gpt_model_path"))
         self._seeds = itertools.count(1)
 
     def parameter(self, name: str, default: str = "") -> str:
@@ -140,7 +141,7 @@ class EngineClient:
             LimitsError: The engine's ``config.json`` cannot be read here.
         """
         try:
-            return EngineLimits.from_engine_dir(self._engine_dir)
+            return EngineLimits.from_engine_dir(self.engine_dir)
         except LimitsError as error:
             raise LimitsError(f"{error}. Set CONTRACT_ENGINE to a directory with the engine's config.json.") from error
 
@@ -157,6 +158,11 @@ class EngineClient:
     def exact(self) -> bool:
         """Whether the same prompt gives the same ids in every batch: in 16 bits, a tie may fall either way."""
         return self.limits.dtype == "float32"
+
+    @property
+    def lacks(self) -> set[str]:
+        """Inputs that the server's configuration says its engine has no use for."""
+        return set(filter(None, self.parameter("unsupported_inputs").split(",")))
 
     def declares(self, name: str) -> bool:
         """Whether the model's configuration has this input."""

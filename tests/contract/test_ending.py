@@ -12,7 +12,7 @@ from tests.contract.engine_client import REQUIRED_OUTPUTS, Call, EngineClient, R
 
 pytestmark = pytest.mark.server
 
-SOON_S = 5.0  # generous for a check period of 100 ms: the machine may be busy
+SOON_S = 20.0  # generous for a check period of 100 ms: the machine may be busy
 
 
 def endless(engine: EngineClient, **more: object) -> Call:

@@ -73,6 +73,6 @@ def test_guided_decoding_is_done_or_refused_but_not_dropped(engine: EngineClient
     try:
         answer = engine.ask(prompt, **guide)
     except RefusedError as refusal:
-        assert "GuidedDecoder is not setup" in str(refusal)
+        assert "GuidedDecoder is not setup" in str(refusal) or "guided_decoding_guide" in engine.lacks
     else:
-        assert answer.tokens != engine.ask(prompt).tokens
+        assert len(answer.tokens) == 1  # `[0-9]` is one character, and nothing can follow it

@@ -100,6 +100,7 @@ def test_penalties_turn_away_from_what_was_said(engine: EngineClient, case: tupl
     prompt, ids = case
     varied = engine.ask(prompt, 24, frequency_penalty=100.0).tokens
     assert len(set(varied)) == 24
-    assert not set(varied) & set(prompt)  # the prompt's tokens count too
-    assert ids[0] not in engine.ask([*prompt, ids[0]], 8, presence_penalty=100.0).tokens
+    if engine.parameter("engine") != "vllm":  # whose presence and frequency penalties look at the answer alone
+        assert not set(varied) & set(prompt)  # the prompt's tokens count too
+        assert ids[0] not in engine.ask([*prompt, ids[0]], 8, presence_penalty=100.0).tokens
     assert ids[0] not in engine.ask([*prompt, ids[0]], 8, repetition_penalty=1e6).tokens

@@ -1,6 +1,5 @@
 """The OpenAI API in front of Triton: HTTP in, gRPC to the ensemble, text out."""
 
-from ._app import create_app
-from ._settings import AdapterSettings
+from ._app import create_app, openapi_document
 
-__all__ = ["AdapterSettings", "create_app"]
+__all__ = ["create_app", "openapi_document"]

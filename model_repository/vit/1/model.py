@@ -1,23 +1,26 @@
-"""Triton model `vit`: frames to rows of the prompt table. The network is in internvideo_server.vision."""
+"""Triton model `vit`: frames to rows of the prompt table. The network is in internvideo_server.vit.vision."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import triton_python_backend_utils as pb_utils
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
-from internvideo_server.cache import LeaseServer, socket_name
-from internvideo_server.embeddings import Embedder, NamedFrames
 from internvideo_server.errors import invalid
+from internvideo_server.handoff import HandoffServer
 from internvideo_server.limits import EngineLimits
-from internvideo_server.regions import RegionPool
-from internvideo_server.vision import Quantization, Stopped, VisionModel
-from internvideo_server.work import Job, TritonMeter, WorkerPool, parameters
+from internvideo_server.memory import EMBEDDING_CACHE
+from internvideo_server.report import Report
+from internvideo_server.settings import VitSettings, from_parameters
+from internvideo_server.triton_model import Job, TritonMeter, WorkerPool, keep_loaded, parameters, prepare_process
+from internvideo_server.vit.embedder import Embedder, NamedFrames
+from internvideo_server.vit.table_buffers import RegionPool
+from internvideo_server.vit.vision import Quantization, VisionModel
 
 
 class TritonPythonModel:
@@ -25,35 +28,38 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Load the vision part of the checkpoint, and make the regions."""
-        settings = parameters(args)
-        limits = EngineLimits.from_engine_dir(Path(settings["engine_dir"]))
-        dtype, device = getattr(torch, settings["dtype"]), torch.device(settings["device"])
+        prepare_process()
+        os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")  # under MPS the engine's kernels go first; before CUDA is touched
+        settings = from_parameters(VitSettings, parameters(args))
+        limits = EngineLimits.from_engine_dir(settings.engine_dir)
+        dtype, device = getattr(torch, settings.dtype), torch.device(settings.device)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # page-locked memory takes a context on the current one
-        quantization = Quantization(settings["quantization"])
-        model = VisionModel.from_checkpoint(Path(settings["checkpoint_dir"]), device, dtype, quantization)
-        if (settings["dtype"], model.hidden_size) != (limits.dtype, limits.hidden_size):
+        quantization = Quantization(settings.vit_quantization)
+        model = VisionModel.from_checkpoint(settings.checkpoint_dir, device, dtype, quantization)
+        if (settings.dtype, model.hidden_size) != (limits.dtype, limits.hidden_size):
             raise pb_utils.TritonModelException(
-                f"vit makes {settings['dtype']} rows of {model.hidden_size}, the engine takes {limits.dtype} rows of "
+                f"vit makes {settings.dtype} rows of {model.hidden_size}, the engine takes {limits.dtype} rows of "
                 f"{limits.hidden_size}: use the engine's dtype (--dtype) and the checkpoint that it was built from"
             )
-        meter, count, queue = TritonMeter("vit"), int(settings["cuda_region_count"]), int(settings["max_queue_size"])
-        size = int(settings["cuda_region_bytes"]) or limits.table_bytes
-        regions = RegionPool(count, size, settings["cuda_region_prefix"], model.device, meter)
+        meter, count, queue = TritonMeter("vit"), settings.cuda_region_count, settings.max_queue_size
+        size = settings.region_bytes(limits.table_bytes)
+        regions = RegionPool(count, size, settings.cuda_region_prefix, model.device, meter)
         workers = 2 * count  # a request whose embeddings are here needs no region, and must not wait behind those that do
-        self._embedder = Embedder(
-            model, regions, int(settings["embedding_cache_bytes"]), meter, workers + queue if queue else math.inf
-        )
-        self._leases = LeaseServer(self._embedder.leases, self._embedder.parcels, socket_name())
+        cache = EMBEDDING_CACHE if settings.embedding_cache_mb is None else settings.embedding_cache_mb << 20
+        self._embedder = Embedder(model, regions, cache, meter, workers + queue)
+        self._handoff = HandoffServer(self._embedder.reservations, settings.handoff_id)
         self._pool = WorkerPool(
             "vit",
             self._embed,
             workers=workers,
             max_queue_size=queue,
             meter=meter,
-            on_stop=self._embedder.stop,
-            on_refused=lambda job: self._embedder.drop(_ticket(job)),
+            on_stop=self._embedder.reservations.cancel,
+            on_refused=self._refused,
+            report=_report,
         )
+        keep_loaded()
 
     def execute(self, requests: list[Any]) -> None:
         """Queue the requests; they are answered later."""
@@ -61,26 +67,37 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """End the work under way."""
-        self._leases.close()
+        self._handoff.close()
         self._pool.close()
         self._embedder.close()
+
+    def _refused(self, job: Job) -> None:
+        self._embedder.reservations.claim(_reservation(job))
 
     def _embed(self, job: Job) -> list[Any]:
         tensor = pb_utils.get_input_tensor_by_name(job.request, "frames")
         if tensor is None:
             raise invalid("frames is missing", "frames")
-        frames = torch.from_dlpack(tensor.to_dlpack()).squeeze(0)  # [T, 3, 448, 448] uint8
-        try:
-            table = self._embedder.table(frames, _media(job), _ticket(job), job.budget)
-        except Stopped:
-            job.check("in the vision tower")  # says which of the two it was
-            raise
+        frames = from_dlpack(tensor.to_dlpack()).squeeze(0)  # [T, 3, 448, 448] uint8
+        media = _media(job)
+        table = self._embedder.table(frames, media, _reservation(job), job.deadline)
+        endings = (table.endings.get(medium.key) for medium in media)
+        job.notes["decoding"] = [ending and (ending.damaged_frames, ending.seconds) for ending in endings]
         job.until_answered.callback(table.release)
-        return [pb_utils.Tensor.from_dlpack("prompt_embedding_table", torch.to_dlpack(table.rows.unsqueeze(0)))]
+        return [pb_utils.Tensor.from_dlpack("prompt_embedding_table", to_dlpack(table.rows.unsqueeze(0)))]
 
 
-def _ticket(job: Job) -> int:
-    return int(_input(job, "lease", 0).item())
+def _report(job: Job) -> str:
+    given = _input(job, "report", b"{}").item()
+    try:
+        report = Report.from_json(given)
+    except ValueError:  # of a client that calls `vit` alone
+        report = Report()
+    return report.with_decoding(job.notes.get("decoding", [])).with_vit(job.account()).to_json().decode()
+
+
+def _reservation(job: Job) -> int:
+    return int(_input(job, "reservation", 0).item())
 
 
 def _media(job: Job) -> list[NamedFrames]:

@@ -1,9 +1,6 @@
-"""Doing work once: memory bounded in bytes, requests that share one piece of work, and what one model holds for another."""
+"""Doing work once: memory bounded in bytes, and requests that share one piece of work."""
 
-from internvideo_server.cache._flights import Flights
-from internvideo_server.cache._leases import LeaseBook
-from internvideo_server.cache._lru import ByteLru
-from internvideo_server.cache._socket import LeaseClient, LeaseServer, socket_name
-from internvideo_server.cache._tickets import TicketBook
+from ._lru import ByteLru
+from ._single_flight import Flight, SingleFlight
 
-__all__ = ["ByteLru", "Flights", "LeaseBook", "LeaseClient", "LeaseServer", "TicketBook", "socket_name"]
+__all__ = ["ByteLru", "Flight", "SingleFlight"]

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from internvideo_server.metrics import Meter
+from cachetools import LRUCache
+
+from internvideo_server.metrics import Meter, MissKind
 
 V = TypeVar("V")
+
+_REMEMBERED = 16384  # keys of what is not here any more
+
+
+class _Entries(LRUCache[bytes, V]):
+    """Calls ``on_evict`` with the key of what makes room."""
+
+    def __init__(self, capacity: int, size_of: Callable[[V], int], on_evict: Callable[[bytes], None]) -> None:
+        super().__init__(capacity, size_of)
+        self._on_evict = on_evict
+
+    def popitem(self) -> tuple[bytes, V]:
+        key, value = super().popitem()
+        self._on_evict(key)
+        return key, value
 
 
 class ByteLru(Generic[V]):
@@ -17,14 +34,15 @@ class ByteLru(Generic[V]):
     Args:
         name: Label of its metrics.
         capacity: Bytes; 0 keeps nothing.
+        size_of: Bytes of a value.
         meter: Counts hits, misses, evictions and bytes.
     """
 
-    def __init__(self, name: str, capacity: int, meter: Meter) -> None:
-        self.capacity = capacity
+    def __init__(self, name: str, capacity: int, size_of: Callable[[V], int], meter: Meter) -> None:
+        self.capacity, self.size_of = capacity, size_of
         self._meter, self._label = meter, {"cache": name}
-        self._entries: OrderedDict[bytes, tuple[V, int]] = OrderedDict()
-        self._bytes = 0
+        self._gone: LRUCache[bytes, MissKind] = LRUCache(_REMEMBERED)
+        self._entries: _Entries[V] = _Entries(capacity, size_of, lambda key: self._gone.__setitem__(key, "evicted"))
         self._lock = threading.Lock()
 
     def get(self, key: bytes, *, count: bool = True) -> V | None:
@@ -35,34 +53,45 @@ class ByteLru(Generic[V]):
             count: Whether this look-up is a hit or a miss, or only a question.
         """
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
+            value = self._entries.get(key)
         if count:
-            self.count(hit=entry is not None)
-        return None if entry is None else entry[0]
+            self.count(key, hit=value is not None)
+        return value
 
-    def count(self, *, hit: bool) -> None:
-        """Note a use (hit) or a piece of work that had to be done (miss)."""
-        self._meter.add("internvideo_cache_hits_total" if hit else "internvideo_cache_misses_total", 1, **self._label)
-
-    def put(self, key: bytes, value: V, size: int) -> None:
-        """Keep a value of so many bytes; what was used longest ago makes room. Larger than the whole cache: it is not kept."""
-        evicted = 0
+    def count(self, key: bytes, *, hit: bool) -> None:
+        """Note a use (hit) or a piece of work that had to be done (miss, by its kind)."""
+        if hit:
+            self._meter.add("internvideo_cache_hits_total", 1, **self._label)
+            return
         with self._lock:
-            if size > self.capacity or key in self._entries:
+            kind: MissKind = self._gone.get(key, "new")
+        self._meter.add("internvideo_cache_misses_total", 1, kind=kind, **self._label)
+
+    def put(self, key: bytes, value: V) -> None:
+        """Keep a value; what was used longest ago makes room. Larger than the whole cache: it is not kept."""
+        with self._lock:
+            if key in self._entries:
                 return
-            self._entries[key] = value, size
-            self._bytes += size
-            while self._bytes > self.capacity:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self._bytes -= freed
-                evicted += 1
-            now = self._bytes
+            if self.size_of(value) > self.capacity:
+                self._gone[key] = "too_large"
+                return
+            before = len(self._entries)
+            self._entries[key] = value
+            evicted, now = before + 1 - len(self._entries), self._entries.currsize
+        self._meter.add("internvideo_cache_evictions_total", evicted, **self._label)
+        self._meter.set("internvideo_cache_bytes", now, **self._label)
+
+    def halve(self) -> None:
+        """Give half of it back, what was used longest ago."""
+        with self._lock:
+            before, aim = len(self._entries), self._entries.currsize // 2
+            while self._entries.currsize > aim:
+                self._entries.popitem()
+            evicted, now = before - len(self._entries), self._entries.currsize
         self._meter.add("internvideo_cache_evictions_total", evicted, **self._label)
         self._meter.set("internvideo_cache_bytes", now, **self._label)
 
     @property
     def size(self) -> int:
         """Bytes in the cache."""
-        return self._bytes
+        return int(self._entries.currsize)

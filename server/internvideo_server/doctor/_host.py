@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from ..launch import LaunchError, TritonServer, find_tritonserver
-from ..launch._ports import resolve_ports
-from ._gpu import MIB, Gpu
-from ._memory import GIB, MemoryNeed
+from internvideo_server.gpus import MIB, Gpu
+from internvideo_server.launch import LaunchError, TritonServer, find_tritonserver, resolve_ports
+from internvideo_server.memory import GIB, MemoryNeed
+from internvideo_server.sandbox import Held
+
 from ._report import Check, failed, ok, skipped, warning
 
 # What passes between Triton and its Python models. Frames do so only where vit cannot be given their memory (128 of them are
@@ -150,7 +151,7 @@ def check_gpu_memory(gpu: Gpu, need: MemoryNeed, kv_fraction: float) -> Check:
         return failed("gpu memory", figures, f"free the GPU, or {smaller}")
     cache = (gpu.free - need.weights) * kv_fraction
     if gpu.free - need.weights - cache < need.vision + need.prompt_tables:
-        fix = f"lower kv_cache_free_gpu_mem_fraction of tensorrt_llm (now {kv_fraction}), or put vit on another GPU"
+        fix = f"lower --kv-cache-fraction (now {kv_fraction}), or put the tower on another GPU (--vit-device)"
         return warning("gpu memory", f"{figures}; what the KV cache leaves may be too little for the vision tower", fix)
     if gpu.free < need.total:
         fix = f"long requests will wait for each other; else {smaller}"
@@ -171,6 +172,14 @@ def check_shm(path: Path, ranks: int) -> Check:
         fix = f"remove what earlier runs left: ls {path}"
         return warning("shared memory", f"{path}: {usage.free / MIB:.0f} of {usage.total / MIB:.0f} MiB are free", fix)
     return ok("shared memory", f"{path}: {usage.free / MIB:.0f} MiB free")
+
+
+def check_sandbox(held: Held) -> Check:
+    """That the processes which decode strangers' files reach nothing else."""
+    if held.everything:
+        return ok("sandbox", f"decoders reach no files, network or other programs (Landlock {held.landlock}, seccomp)")
+    fix = "a kernel of 6.7 or later with Landlock (lsm=landlock,...), libseccomp2, and a container profile that lets both be used"
+    return warning("sandbox", f"decoders are not kept from {held.missing}", fix)
 
 
 def check_ports(ports: Mapping[str, tuple[str, int]]) -> Iterator[Check]:

@@ -6,10 +6,10 @@ import json
 from importlib import metadata
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, CheckpointError
-from ..launch import LaunchError
-from ..launch._engine import GRAMMAR_FILE, pretrained_config, world_size
-from ..limits import TOKENS_PER_FRAME, EngineLimits, LimitsError
+from internvideo_server.checkpoint import Checkpoint, CheckpointError
+from internvideo_server.engine_directory import GRAMMAR_FILE, pretrained_config, world_size
+from internvideo_server.limits import TOKENS_PER_FRAME, EngineLimits, LimitsError
+
 from ._report import Check, failed, ok, skipped, warning
 from ._shapes import check_shapes
 
@@ -47,7 +47,7 @@ def _file_problem(file: Path) -> str:
     return "" if file.stat().st_size else "is empty"
 
 
-def check_engine(engine: Path, *, max_frames: int) -> tuple[list[Check], EngineLimits | None]:
+def check_engine(engine: Path, *, max_frames: int | None) -> tuple[list[Check], EngineLimits | None]:
     """An engine directory by itself; its limits where they can be read."""
     try:
         limits = EngineLimits.from_engine_dir(engine)
@@ -57,7 +57,7 @@ def check_engine(engine: Path, *, max_frames: int) -> tuple[list[Check], EngineL
     built = any(engine.glob("rank*.engine"))
     try:
         ranks = world_size(engine)
-    except LaunchError as error:
+    except LimitsError as error:
         return [failed("engine", str(error), _BUILD)], limits
     if built:
         checks.append(ok("engine", f"TensorRT-LLM, {ranks} rank{'s' if ranks > 1 else ''}, {_lengths(limits)}"))
@@ -69,6 +69,7 @@ def check_engine(engine: Path, *, max_frames: int) -> tuple[list[Check], EngineL
     if not (engine / "tokenizer.json").is_file():
         fix = f"build_scripts/export_tokenizer.py CHECKPOINT --out {engine}/tokenizer.json"
         checks.append(failed("tokenizer", f"{engine}/tokenizer.json is missing", fix))
+    max_frames = limits.max_frames if max_frames is None else max_frames
     rows = max_frames * TOKENS_PER_FRAME
     if max_frames > limits.max_frames:
         checks.append(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..launch import LaunchError
-from ..launch._artifacts import project_home
-from ..launch._engine import world_size
-from ..launch._repository import read_config
-from ..launch._tritonserver import resolve_device
-from ._gpu import find_gpus
+from internvideo_server import sandbox
+from internvideo_server.context import Context
+from internvideo_server.engine_directory import world_size
+from internvideo_server.gpus import Gpu, find_gpus
+from internvideo_server.launch import LaunchError, project_home, read_config, resolve_device, settle_length
+from internvideo_server.limits import LimitsError
+from internvideo_server.memory import available_memory, deployment_of
+from internvideo_server.settings import ServeSettings
+
 from ._host import (
     check_backend,
     check_glibc,
@@ -22,70 +25,43 @@ from ._host import (
     check_mpi,
     check_ports,
     check_python,
+    check_sandbox,
     check_shm,
     check_tritonserver,
 )
-from ._memory import memory_need
 from ._models import check_agreement, check_checkpoint, check_engine
 from ._report import Check, Report, failed, ok, skipped
 
-_DEFAULT_PORTS = {
-    "--port": ("127.0.0.1", 9997),
-    "--triton-http-port": ("127.0.0.1", 8000),
-    "--triton-grpc-port": ("127.0.0.1", 8001),
-    "--triton-metrics-port": ("127.0.0.1", 8002),
-}
+_SHM = Path("/dev/shm")  # noqa: S108 - looked at, not written
 
 
-@dataclass(frozen=True)
-class DoctorOptions:
-    """What is going to be served, with the flags of ``internvideo serve``.
-
-    Args:
-        checkpoint: Model directory; None: only the host is looked at.
-        engine: Engine directory; None: the checkpoint's language model will be exported.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_frames: Frames of one request at most.
-        media_roots: Directories for ``file://``.
-        ports: Flag -> (host, port) that will be listened on.
-        shm: Where shared memory is mounted.
-    """
-
-    checkpoint: Path | None = None
-    engine: Path | None = None
-    device: str = "auto"
-    max_frames: int = 128
-    media_roots: tuple[Path, ...] = ()
-    ports: Mapping[str, tuple[str, int]] = field(default_factory=lambda: dict(_DEFAULT_PORTS))
-    shm: Path = Path("/dev/shm")  # noqa: S108 - looked at, not written
-
-
-def run(options: DoctorOptions, environ: Mapping[str, str] = os.environ) -> Report:
+def run(settings: ServeSettings, environ: Mapping[str, str] = os.environ, *, shm: Path = _SHM) -> Report:
     """Look at everything; nothing is started and nothing is written.
 
     Args:
-        options: What is going to be served.
+        settings: What is going to be served.
         environ: PATH and Triton's variables.
+        shm: Where shared memory is mounted.
     """
-    return Report(tuple(_checks(options, environ)))
+    return Report(tuple(_checks(settings, environ, shm)))
 
 
-def _checks(options: DoctorOptions, environ: Mapping[str, str]) -> Iterator[Check]:
+def _checks(settings: ServeSettings, environ: Mapping[str, str], shm: Path) -> Iterator[Check]:
     yield check_python()
     yield check_glibc()
     triton, server = check_tritonserver(environ)
     yield from triton
 
-    engine, checkpoint, limits, ranks, built = options.engine, None, None, 1, False
-    if options.checkpoint is None:
+    engine, checkpoint, limits, ranks, built = settings.engine, None, None, 1, False
+    if settings.checkpoint is None:
         yield skipped("checkpoint", "none given: the small demo model of the project would be served")
     else:
-        found, checkpoint = check_checkpoint(options.checkpoint)
+        found, checkpoint = check_checkpoint(settings.checkpoint)
         yield from found
     if engine is None:
         yield skipped("engine", "none given: the checkpoint's language model would be exported for the embedded engine")
     else:
-        found, limits = check_engine(engine, max_frames=options.max_frames)
+        found, limits = check_engine(engine, max_frames=settings.max_frames)
         yield from found
         built = any(engine.glob("rank*.engine"))
         ranks = _ranks(engine) if limits else 1
@@ -96,25 +72,39 @@ def _checks(options: DoctorOptions, environ: Mapping[str, str]) -> Iterator[Chec
             yield check_agreement(checkpoint, engine, limits)
 
     gpus = find_gpus(environ)
-    try:
-        device = resolve_device(options.device).index
-    except LaunchError as error:
-        yield failed("device", str(error), "--device auto, cpu, cuda or cuda:N")
-        device = None
+    device = resolve_device(settings.device).index
     yield from check_gpus(gpus, device, tensorrt_llm=built, ranks=ranks)
+    if settings.checkpoint is None or checkpoint is not None:
+        yield _length(settings, gpus)
     repository, check = _repository()
     if device is not None and len(gpus) > device and engine and limits and checkpoint and repository:
-        yield check_gpu_memory(gpus[device], memory_need(checkpoint, engine, limits), _kv_fraction(repository))
-    yield check_shm(options.shm, ranks)
+        deployment = deployment_of(checkpoint.config, engine, limits, settings.cuda_region_count)
+        deployment = replace(deployment, region_bytes=settings.region_bytes(limits.table_bytes))
+        need = deployment.need(Context(limits.max_frames, limits.max_seq_len))
+        yield check_gpu_memory(gpus[device], need, settings.kv_cache_fraction or _kv_fraction(repository))
+    yield check_shm(shm, ranks)
+    yield check_sandbox(sandbox.tried_elsewhere())
     yield check
-    yield from check_media_roots(options.media_roots)
-    yield from check_ports(options.ports)
+    yield from check_media_roots(settings.allowed_local_media_path)
+    yield from check_ports(settings.listeners)
+
+
+def _length(settings: ServeSettings, gpus: Sequence[Gpu]) -> Check:
+    """How long requests may be, and that they fit."""
+    device = resolve_device(settings.device)
+    vit_device = device if settings.vit_device is None else resolve_device(settings.vit_device)
+    try:
+        checkpoint = settings.checkpoint or project_home() / "build_scripts" / "demo_model"
+        return ok("length", settle_length(settings, checkpoint, device, vit_device, gpus, available_memory())[1])
+    except LaunchError as error:
+        reason, _, fix = str(error).rpartition(": ")
+        return failed("length", reason or fix, fix)
 
 
 def _ranks(engine: Path) -> int:
     try:
         return world_size(engine)
-    except LaunchError:  # told by check_engine
+    except LimitsError:  # told by check_engine
         return 1
 
 

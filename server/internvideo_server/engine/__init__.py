@@ -1,8 +1,25 @@
-"""The embedded engine behind ``server/backends/tensorrtllm``: continuous batching with prompt-table embeddings."""
+"""The engine behind ``server/backends/tensorrtllm``: continuous batching with prompt-table embeddings."""
 
-from ._engine import Engine, Sink
+from ._engine import Engine, EngineFigures, Sink, fault_text
 from ._generation import Output
-from ._request import GenerationRequest, RefusedRequestError, parse_request
-from ._sampling import Sampling
+from ._load import load_engine
+from .grammar import Guide, GuideType
+from .request import GenerationRequest, RefusedRequestError, parse_request
+from .sampling_params import SamplingParams
+from .vllm import VllmOptions
 
-__all__ = ["Engine", "GenerationRequest", "Output", "RefusedRequestError", "Sampling", "Sink", "parse_request"]
+__all__ = [
+    "Engine",
+    "EngineFigures",
+    "GenerationRequest",
+    "Guide",
+    "GuideType",
+    "Output",
+    "RefusedRequestError",
+    "SamplingParams",
+    "Sink",
+    "VllmOptions",
+    "fault_text",
+    "load_engine",
+    "parse_request",
+]

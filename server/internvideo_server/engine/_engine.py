@@ -1,4 +1,4 @@
-"""The embedded engine: requests wait here, enter the batch when there is room, and are answered from one thread."""
+"""The engine: requests wait here, enter the batch when there is room, and are answered from one thread."""
 
 from __future__ import annotations
 
@@ -7,26 +7,62 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Protocol
 
-import torch
-from transformers import LlamaForCausalLM
+from internvideo_server.errors import shortage
+from internvideo_server.limits import EngineLimits
 
-from ..limits import EngineLimits
 from ._generation import Generation, Output
-from ._manager import BatchManager, load_language_model
-from ._request import GenerationRequest, RefusedRequestError
+from .batch import Batch, BatchOutput
+from .grammar import GrammarCompiler, GrammarError
+from .request import GenerationRequest, RefusedRequestError
+from .sequence_state import SequenceState
 
 _log = logging.getLogger(__name__)
 _DEAD = "the engine's generation thread has ended; unload and load the model"
+# As NVIDIA's executor puts it.
+_NO_GUIDES = (
+    "Encountered an error when fetching new request: Request is specified with GuidedDecodingParams, but GuidedDecoder is not "
+    "setup. Please provide a valid GuidedDecodingConfig to setup GuidedDecoder."
+)
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """How the engine stands.
+
+    Attributes:
+        active: Answers in the batch.
+        waiting: Those that wait for a place in it.
+        cache_used: Share of the KV cache in use, 0 to 1; None: not known.
+        computed_tokens: Tokens that went through the model so far; what the KV cache had did not.
+    """
+
+    active: int
+    waiting: int
+    cache_used: float | None
+    computed_tokens: int
+
+
+Report = Callable[[EngineFigures], None]
+
+
+def nothing_reported(figures: EngineFigures) -> None:
+    """A report that goes nowhere."""
+
+
+def fault_text(error: Exception, text: str) -> str:
+    """What a client is told: ``text``, or where the host or the GPU has too little of something, that."""
+    short = shortage(error)
+    return text if short is None else short.text
 
 
 class Sink(Protocol):
-    """Where a request's responses go. Called from the engine's own thread."""
+    """Where a request's responses go. Called from the engine's own threads, one at a time."""
 
     def send(self, output: Output) -> None:
         """Send one response; ``output.final`` marks the last."""
@@ -38,119 +74,186 @@ class Sink(Protocol):
         """Whether the client has gone."""
 
 
-@dataclass
-class _Work:
-    client_id: str  # the Triton request id, for `stop`
+class _State(Enum):
+    COMPILING = auto()  # its grammar
+    HELD = auto()  # until the first of the request's answers has left the prompt in the cache
+    WAITING = auto()  # for a place in the batch
+    RUNNING = auto()
+    ENDED = auto()  # nothing more is to be sent; the batch may still hold it
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One of a request's answers."""
+
+    work: _Work
     generation: Generation
+    state: _State
+    name: str = ""  # the batch's
+
+
+@dataclass(eq=False)
+class _Work:
+    """A request under way."""
+
+    client_id: str  # the Triton request id, for `stop`
     sink: Sink
-    slot: int | None = None  # of the prompt tables, while in the batch
-    answered: bool = False  # nothing more is to be sent
+    answers: list[_Answer] = field(default_factory=list)
+
+    @property
+    def unfinished(self) -> list[_Answer]:
+        return [answer for answer in self.answers if answer.state is not _State.ENDED]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun."""
+        return all(answer.state in (_State.COMPILING, _State.HELD, _State.WAITING) for answer in self.answers)
 
 
 class Engine:
-    """Runs requests on transformers' continuous batching and answers them as NVIDIA's ``tensorrtllm`` backend does.
+    """Runs requests in a batch and answers them as NVIDIA's ``tensorrtllm`` backend does.
 
     Args:
-        model: The language model, on its device; from now on the engine's.
+        make_batch: Makes the batch; it is given what to call when a cancelled answer has left it.
         limits: What requests may ask for.
+        grammars: Compiles guides; None: requests with a guide are refused.
         max_queue_size: Requests that may wait for a place in the batch; 0 = no limit.
-        reuse: Share the KV cache of equal prompts' beginnings.
+        reuse: The batch shares the KV cache of equal prompts' beginnings.
         cancellation_check_period: Seconds between looks at each client's cancellation.
-        report: Called at the same times with the number of requests in the batch and waiting.
+        report: Called at the same times.
+        on_death: Called when the batch has died, after its requests have failed: the engine does no more.
     """
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        make_batch: Callable[[Callable[[str], None]], Batch],
         limits: EngineLimits,
+        grammars: GrammarCompiler | None,
         *,
         max_queue_size: int,
         reuse: bool,
         cancellation_check_period: float,
-        report: Callable[[int, int], None] = lambda active, waiting: None,
+        report: Report = nothing_reported,
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_death = on_death
         self.limits = limits
         self._max_queue_size = max_queue_size
+        self._reuse = reuse
         self._period = cancellation_check_period
         self._report = report
-        self._lock = threading.Lock()  # guards the three below
-        self._waiting: deque[_Work] = deque()
-        self._running: dict[str, _Work] = {}  # by the manager's id; cancelled ones too until no pass holds them
+        self._lock = threading.Lock()  # held to change what follows
+        self._works: list[_Work] = []  # those with something to be sent, oldest first
+        self._running: dict[str, _Answer] = {}  # by name; cancelled ones too until the batch has dropped them
         self._ids = itertools.count()
         self._closing = threading.Event()
-        self._manager = BatchManager(model, limits, share_prefixes=reuse, on_dropped=self._leave_batch)
-        self._thread = threading.Thread(target=self._answer, name="engine-answers", daemon=True)
+        self._grammars = grammars
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="engine-grammar")
+        self._batch = make_batch(self._leave_batch)
+        self._thread = threading.Thread(target=self._answer_all, name="engine-answers", daemon=True)
         self._thread.start()
-
-    @classmethod
-    def load(cls, engine_dir: Path, device: torch.device, **options: Any) -> Engine:
-        """The engine of a directory that ``build_scripts/export_llm.py`` wrote: ``config.json`` (limits) and ``llama/``."""
-        limits = EngineLimits.from_engine_dir(engine_dir)
-        return cls(load_language_model(engine_dir / "llama", limits.dtype, device), limits, **options)
 
     def submit(self, client_id: str, request: GenerationRequest, sink: Sink) -> None:
         """Queue a request.
 
         Raises:
-            RefusedRequestError: The queue is full, or the engine has died.
+            RefusedRequestError: The queue is full, the engine has died, or it follows no guides.
         """
-        work = _Work(client_id, Generation(request), sink)
+        if request.guide is not None and self._grammars is None:
+            raise RefusedRequestError(_NO_GUIDES)
+        new = _Work(client_id, sink)
+        for index in range(request.num_sequences):
+            state = SequenceState(replace(request.sampling, seed=(request.sampling.seed + index) % 2**64))
+            first = index == 0 or not self._reuse
+            new.answers.append(_Answer(new, Generation(request, state, index), _State.WAITING if first else _State.HELD))
         with self._lock:
             self._refuse_if_dead()
-            if self._max_queue_size and len(self._waiting) >= self._max_queue_size:
+            if self._max_queue_size and sum(work.waits for work in self._works) >= self._max_queue_size:
                 raise RefusedRequestError(
                     f"Maximum queue size of {self._max_queue_size} has been reached, please try again later"
                 )
-            self._waiting.append(work)
+            self._works.append(new)
+            if request.guide is not None and self._grammars is not None:
+                for answer in new.answers:
+                    answer.state = _State.COMPILING
+                self._compiling.submit(self._compile, self._grammars, new, request)
             self._admit()
 
     def stop(self, client_id: str) -> None:
-        """End the request with this id; it gets its final response. An unknown id is no error, as in NVIDIA's backend.
+        """End the request with this id; it gets its final response. An unknown id is not an error, as in NVIDIA's backend.
 
         Raises:
             RefusedRequestError: The engine has died: a ``stop`` is also how a client finds out whether it lives.
         """
         with self._lock:
             self._refuse_if_dead()
-            for work in [*self._waiting, *self._running.values()]:
-                if work.client_id == client_id and not work.answered:
-                    self._send(work, work.generation.output(final=True))
-                    self._end(work)
+            for work in [work for work in self._works if work.client_id == client_id]:
+                for answer in work.unfinished:
+                    self._send(answer, answer.generation.output(final=True))
+                    self._end(answer)
 
     def close(self) -> None:
         """End everything; requests under way fail."""
         self._closing.set()
-        self._manager.close()
+        self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._batch.close()
         self._thread.join()
         with self._lock:
             self._fail_all("the engine was unloaded")
 
     def _refuse_if_dead(self) -> None:
-        if self._closing.is_set() or not self._manager.alive:
+        if self._closing.is_set() or not self._batch.alive:
             raise RefusedRequestError(_DEAD)
 
+    def _has_room(self) -> bool:
+        return len(self._running) < self.limits.max_batch_size
+
+    def _compile(self, compiler: GrammarCompiler, work: _Work, request: GenerationRequest) -> None:
+        """In a thread of its own: what a guide costs must not hold up the others' requests."""
+        grammars, fault = [], ""
+        try:
+            if request.guide is not None and work.unfinished:
+                grammars = [compiler.compile(request.guide, request.sampling.end_id) for _ in work.answers]
+        except GrammarError as error:
+            fault = str(error)
+        except Exception as error:
+            _log.exception("the guide of request %s could not be compiled", work.client_id)
+            fault = f"the guide could not be compiled: {type(error).__name__}"
+        with self._lock:
+            if fault:
+                self._fail(work, fault)
+            for index, (answer, grammar) in enumerate(zip(work.answers, grammars, strict=False)):
+                answer.generation.state.grammar = grammar
+                if answer.state is _State.COMPILING:
+                    answer.state = _State.HELD if index and self._reuse else _State.WAITING
+            if not self._closing.is_set():
+                self._admit()
+
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.limits.max_batch_size:
-            work = self._waiting.popleft()
-            request = work.generation.request
-            try:
-                work.slot, ids = self._manager.tables.admit(request.input_ids, request.extra_ids, request.table)
-            except ValueError as error:
-                self._fail(work, str(error))
-                continue
-            except Exception as error:  # no memory for its rows, say: this request's fault alone
-                _log.exception("request %s could not enter the batch", work.client_id)
-                self._fail(work, f"the prompt table could not be taken: {type(error).__name__}")
+        waiting = [answer for work in self._works for answer in work.answers if answer.state is _State.WAITING]
+        for answer in waiting:
+            if not self._has_room():
+                return
+            if answer.state is not _State.WAITING:  # its request has failed meanwhile
                 continue
             name = str(next(self._ids))
-            self._running[name] = work
-            one_token_stops = [word[0] for word in request.stop_words if len(word) == 1]
-            self._manager.add(name, ids, request.max_new_tokens, [request.sampling.end_id, *one_token_stops], request.sampling)
+            try:
+                self._batch.add(name, answer.generation.request, answer.generation.state)
+            except ValueError as error:
+                self._fail(answer.work, str(error))
+                continue
+            except Exception as error:  # no memory for its rows, say: this request's fault alone
+                _log.exception("request %s could not enter the batch", answer.work.client_id)
+                self._fail(answer.work, fault_text(error, f"the request could not enter the batch: {type(error).__name__}"))
+                continue
+            answer.name, answer.state = name, _State.RUNNING
+            self._running[name] = answer
 
-    def _answer(self) -> None:
+    def _answer_all(self) -> None:
         next_check = 0.0
         while not self._closing.is_set():
-            result = self._manager.next_output(timeout=self._period)
+            dead = not self._batch.alive  # looked at first: what it says last is still there
+            result = self._batch.next_output(timeout=self._period)
             with self._lock:
                 if result is not None:
                     self._advance(result)
@@ -158,76 +261,96 @@ class Engine:
                     next_check = now + self._period
                     self._end_cancelled()
                     self._tell()
-                if not self._manager.alive:
+                if dead and result is None:
                     self._fail_all(_DEAD)
+                    break
+        if not self._closing.is_set():
+            self._on_death()
 
     def _tell(self) -> None:
+        waiting = sum(len(work.unfinished) for work in self._works) - len(self._running)
         try:
-            self._report(len(self._running), len(self._waiting))
+            batch = self._batch
+            self._report(EngineFigures(len(self._running), max(0, waiting), batch.cache_used, batch.computed_tokens))
         except Exception:  # a figure must not end the thread that answers all
             _log.exception("the number of requests could not be reported")
 
-    def _advance(self, result: object) -> None:
-        name, tokens, error = result.request_id, result.generated_tokens, result.error  # type: ignore[attr-defined]
-        finished: bool = result.is_finished()  # type: ignore[attr-defined]
-        work = self._running.get(name)
-        if work is None:
+    def _advance(self, result: BatchOutput) -> None:
+        answer = self._running.get(result.name)
+        if answer is None:
             return
-        if not work.answered and error:
-            self._fail(work, f"Executor failed process requestId {name} due to the following error: {error}")
-        elif not work.answered:
-            self._send(work, work.generation.advance(tokens, finished=finished))
-        if finished:
-            self._remove(name)
-        elif work.answered:  # ended by a stop word, `stop` or its client: the manager does not know yet
-            self._manager.cancel(name)
+        if answer.state is not _State.ENDED:
+            if fault := answer.generation.state.failure:
+                self._fail(answer.work, fault)
+            elif result.error:
+                text = f"Executor failed process requestId {result.name} due to the following error: {result.error}"
+                self._fail(answer.work, fault_text(RuntimeError(result.error), text))
+            else:
+                self._send(answer, answer.generation.advance(result.tokens, finished=result.finished))
+                if self._release_held(answer.work):
+                    self._admit()
+        if result.finished:
+            self._remove(result.name)
+        elif answer.state is _State.ENDED:  # by a stop word, `stop` or its client: the batch does not know yet
+            self._batch.cancel(result.name)
 
-    def _send(self, work: _Work, output: Output | None) -> None:
-        if output is not None:
-            work.answered = output.final
-            self._deliver(work, lambda: work.sink.send(output))
+    def _release_held(self, work: _Work) -> bool:
+        """The prompt is in the cache: the request's other answers may follow."""
+        held = [answer for answer in work.answers if answer.state is _State.HELD]
+        for answer in held:
+            answer.state = _State.WAITING
+        return bool(held)
 
-    def _fail(self, work: _Work, text: str, *, cancelled: bool = False) -> None:
-        work.answered = True
-        self._deliver(work, lambda: work.sink.fail(text, cancelled=cancelled))
-
-    def _deliver(self, work: _Work, send: Callable[[], None]) -> None:
+    def _send(self, answer: _Answer, output: Output | None) -> None:
+        if output is None:
+            return
+        work = answer.work
+        if output.final:
+            answer.state = _State.ENDED
+            if work.unfinished:  # the last of the request's answers ends it
+                output = replace(output, final=False)
+            else:
+                self._works.remove(work)
         try:
-            send()
+            work.sink.send(output)
         except Exception:  # one client's trouble must not end the thread that answers all
             _log.exception("a response of request %s could not be sent", work.client_id)
-            if not work.answered:
-                work.answered = True
-                with contextlib.suppress(Exception):
-                    work.sink.fail("a response could not be sent")
+            if not output.final:
+                self._fail(work, "a response could not be sent")
+
+    def _fail(self, work: _Work, text: str, *, cancelled: bool = False) -> None:
+        """End a request with an error, where it has not ended."""
+        if not (unfinished := work.unfinished):
+            return
+        for answer in unfinished:
+            self._end(answer)
+        self._works.remove(work)
+        with contextlib.suppress(Exception):
+            work.sink.fail(text, cancelled=cancelled)
+
+    def _end(self, answer: _Answer) -> None:
+        """Nothing more is to be sent for it."""
+        if answer.name in self._running:
+            self._batch.cancel(answer.name)
+        answer.state = _State.ENDED
 
     def _end_cancelled(self) -> None:
-        for work in [*self._waiting, *self._running.values()]:
-            if not work.answered and work.sink.is_cancelled():
+        for work in list(self._works):
+            if work.sink.is_cancelled():
                 self._fail(work, "the request was cancelled by its client", cancelled=True)
-                self._end(work)
-
-    def _end(self, work: _Work) -> None:
-        if work in self._waiting:
-            self._waiting.remove(work)
-        for name, running in self._running.items():
-            if running is work:
-                self._manager.cancel(name)
 
     def _leave_batch(self, name: str) -> None:
         with self._lock:
             self._remove(name)
 
     def _remove(self, name: str) -> None:
-        work = self._running.pop(name, None)
-        if work is not None and work.slot is not None:
-            self._manager.tables.release(work.slot)
+        answer = self._running.pop(name, None)
+        if answer is not None:
+            self._release_held(answer.work)
             self._admit()
 
     def _fail_all(self, text: str) -> None:
-        for work in [*self._waiting, *self._running.values()]:
-            if not work.answered:
-                _log.error("request %s ended: %s", work.client_id, text)
-                self._fail(work, text)
-        self._waiting.clear()
+        for work in list(self._works):
+            _log.error("request %s ended: %s", work.client_id, text)
+            self._fail(work, text)
         self._running.clear()

@@ -6,93 +6,116 @@ trick), greedy and sampled requests share a batch, and a seed's answer never dep
 
 The rules are those of TensorRT-LLM's kernels (``cpp/tensorrt_llm/kernels``):
 
-* ``penaltyKernels.cu``: temperature, then for each token that occurs in prompt **or** output repetition (divides a positive
-  score, multiplies a negative one), presence (once) and frequency (times its occurrences), then the end id's ban up to
-  ``min_tokens``. Virtual tokens are not counted (ids >= vocab_size are skipped there too).
+* A grammar's mask first of all (``guidedDecoder.cpp`` sets it on the model's own logits).
+* ``penaltyKernels.cu``: the embedding bias, temperature, then for each token that occurs in prompt **or** output repetition
+  (divides a positive score, multiplies a negative one), presence (once) and frequency (times its occurrences), then the end id's
+  ban up to ``min_tokens``. Virtual tokens are not counted (ids >= vocab_size are skipped there too).
 * ``banBadWords.cu``: after that; a word's first tokens may stand in the prompt.
-* ``samplingTopKKernels.cu``: top-k, then top-p of what is left. The log probability of a token is that of the full
-  distribution after the steps above and before top-k and top-p, "the same way as OpenAI does"; its ``output_log_probs`` are
-  so only with the model parameter ``normalize_log_probs`` = false (true makes every greedy token's 0).
+* ``samplingTopKKernels.cu``: top-k, then top-p of what is left. (min-p, which the backend's interface lacks, stands before them,
+  as vLLM has it.) The log probability of a token is that of the full distribution after the steps above and before top-k and
+  top-p, "the same way as OpenAI does"; its ``output_log_probs`` are so only with the model parameter ``normalize_log_probs`` =
+  false (true makes every greedy token's 0).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 
-Word = tuple[int, ...]
+from .grammar import GrammarError
+from .sampling_params import SamplingParams, Word
+from .sequence_state import SequenceState
 
 _COLDEST = 1e-30  # scores divided by less would be infinite, several of them
 
 
-@dataclass
-class Sampling:
-    """One request's sampling settings under TensorRT-LLM's names, and the state that sampling needs.
+class Sampler:
+    """Draws one answer's tokens.
 
-    Greedy unless ``top_k`` > 1 or ``top_p`` is given, as TensorRT-LLM's defaults have it (top_k 1).
+    Args:
+        sequence: The answer; log probabilities, its end by the grammar and failures are noted there.
     """
 
-    end_id: int
-    temperature: float = 1.0
-    top_k: int | None = None  # 0: no limit
-    top_p: float | None = None
-    seed: int = 0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    min_tokens: int = 0
-    bad_words: Sequence[Word] = ()
-    return_log_probs: bool = False
-    log_probs: list[float] = field(default_factory=list)  # of the tokens drawn, grows with them
-    _generator: torch.Generator | None = field(default=None, repr=False)
+    def __init__(self, sequence: SequenceState) -> None:
+        self._sequence = sequence
+        self._generator: torch.Generator | None = None
+        self._bias: torch.Tensor | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Sampling:
-        return self  # the manager copies a request's arguments when it restarts it; the random state must go on
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        if self.temperature == 0.0 or self.top_k == 1:
-            return True
-        return self.top_k in (None, 0) and self.top_p is None
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sampler:
+        return self  # see SequenceState
 
     @property
     def plain(self) -> bool:
         """Whether the scores stay as they are."""
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return self.greedy and penalties == (1.0, 0.0, 0.0) and not (self.min_tokens or self.bad_words or self.return_log_probs)
+        return self._sequence.plain
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The request's own random state."""
+    def process(self, scores: torch.Tensor, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
+        """Scores [vocab] float32 of the next token -> scores whose argmax is the token to take."""
+        sequence, sampling = self._sequence, self._sequence.params
+        if sequence.failure is not None:
+            return scores
+        try:
+            scores = self._guided(scores, output)
+        except GrammarError as error:
+            sequence.failure = str(error)
+            return scores
+        if sampling.embedding_bias is not None:
+            if self._bias is None:
+                self._bias = torch.from_numpy(sampling.embedding_bias).to(scores.device)
+            scores = scores + self._bias
+        if sampling.temperature not in (0.0, 1.0):
+            scores = scores / max(sampling.temperature, _COLDEST)
+        scores = _penalise(scores, sampling, prompt, output)
+        if len(output) < sampling.min_tokens and 0 <= sampling.end_id < scores.shape[0]:
+            held = scores.index_fill(0, torch.tensor([sampling.end_id], device=scores.device), -torch.inf)
+            if sequence.grammar is None or bool(held.isfinite().any()):  # where the grammar leaves the end alone, it ends
+                scores = held
+        if sampling.bad_words:
+            scores = _ban(scores, sampling.bad_words, [*prompt, *output])
+        if sequence.grammar is not None or sampling.embedding_bias is not None:
+            if not bool(scores.isfinite().any()):
+                sequence.failure = "no token is left: what the request bans and what it asks for exclude each other"
+                return scores
+        full = scores
+        if not sampling.greedy:
+            scores = _keep_min_p(scores, sampling.min_p)
+            scores = _keep_top_k(scores, sampling.top_k or 0)
+            scores = _keep_top_p(scores, 1.0 if sampling.top_p is None else sampling.top_p)
+            scores = scores + _gumbel_noise(scores, self._random(scores.device))
+        if sampling.wants_log_probs:
+            self._note(full.log_softmax(dim=0), int(scores.argmax()))
+        return scores
+
+    def _guided(self, scores: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
+        grammar = self._sequence.grammar
+        if grammar is None or self._sequence.complete_at is not None:
+            return scores
+        allowed = grammar.allowed(output)
+        if allowed is None:
+            self._sequence.complete_at = len(output)
+            return scores  # whatever is drawn now is not shown
+        return scores.masked_fill(torch.from_numpy(~allowed).to(scores.device), -torch.inf)
+
+    def _random(self, device: torch.device) -> torch.Generator:
+        """The answer's own random state."""
         if self._generator is None:
-            self._generator = torch.Generator(device).manual_seed(self.seed)
+            self._generator = torch.Generator(device).manual_seed(self._sequence.params.seed)
         return self._generator
 
-
-def process(scores: torch.Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
-    """Scores [vocab] float32 of one request's next token -> scores whose argmax is the token to take."""
-    if sampling.temperature not in (0.0, 1.0):
-        scores = scores / max(sampling.temperature, _COLDEST)
-    scores = _penalise(scores, sampling, prompt, output)
-    if len(output) < sampling.min_tokens and 0 <= sampling.end_id < scores.shape[0]:
-        scores = scores.index_fill(0, torch.tensor([sampling.end_id], device=scores.device), -torch.inf)
-    if sampling.bad_words:
-        scores = _ban(scores, sampling.bad_words, [*prompt, *output])
-    full = scores
-    if not sampling.greedy:
-        scores = _keep_top_k(scores, sampling.top_k or 0)
-        scores = _keep_top_p(scores, 1.0 if sampling.top_p is None else sampling.top_p)
-        scores = scores + _gumbel_noise(scores, sampling.generator(scores.device))
-    if sampling.return_log_probs:
-        sampling.log_probs.append(float(full.log_softmax(dim=0)[scores.argmax()]))
-    return scores
+    def _note(self, log_probs: torch.Tensor, token: int) -> None:
+        self._sequence.log_probs.append(float(log_probs[token]))
+        if count := self._sequence.params.num_top_logprobs:
+            values, ids = log_probs.topk(min(count, len(log_probs)))
+            ids = torch.where(values.isfinite(), ids, -1)
+            self._sequence.top_logprobs.append((ids.cpu().numpy().astype(np.int32), values.cpu().numpy().astype(np.float32)))
 
 
-def _penalise(scores: torch.Tensor, sampling: Sampling, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
+def _penalise(scores: torch.Tensor, sampling: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
     if (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.0, 0.0, 0.0):
         return scores
     vocab = scores.shape[0]
@@ -110,6 +133,12 @@ def _ban(scores: torch.Tensor, bad_words: Sequence[Word], tokens: list[int]) -> 
     if not banned:
         return scores
     return scores.index_fill(0, torch.tensor(banned, device=scores.device), -torch.inf)
+
+
+def _keep_min_p(scores: torch.Tensor, min_p: float) -> torch.Tensor:
+    if min_p <= 0.0:
+        return scores
+    return scores.masked_fill(scores < scores.max() + math.log(min_p), -torch.inf)
 
 
 def _keep_top_k(scores: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -134,9 +163,12 @@ def _gumbel_noise(scores: torch.Tensor, generator: torch.Generator) -> torch.Ten
 
 
 class RequestSampler(ContinuousBatchingLogitsProcessor):
-    """Applies :func:`process` to each row of the manager's scores. Needs its synchronous mode, without its CUDA graphs."""
+    """Applies each answer's :class:`Sampler` to its row of the manager's scores.
 
-    supported_kwargs: dict[str, type] = {"sampling": Sampling}  # noqa: RUF012 (the base class's form)
+    Needs its synchronous mode, without its CUDA graphs.
+    """
+
+    supported_kwargs: dict[str, type] = {"sampler": Sampler}  # noqa: RUF012 (the base class's form)
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -154,7 +186,7 @@ class RequestSampler(ContinuousBatchingLogitsProcessor):
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
         """Scores [rows, vocab] -> the same with each request's settings applied."""
         for row, state in enumerate(self._rows):
-            sampling: Sampling = state.logit_processor_kwargs["sampling"]
-            if not sampling.plain:
-                scores[row] = process(scores[row], sampling, state.initial_tokens, state.generated_tokens)
+            sampler: Sampler = state.logit_processor_kwargs["sampler"]
+            if not sampler.plain:
+                scores[row] = sampler.process(scores[row], state.initial_tokens, state.generated_tokens)
         return scores

@@ -2,23 +2,26 @@
 
 TensorRT-LLM reads token ids >= vocab_size as rows of the request's own ``prompt_embedding_table``. The manager shares the
 KV cache of equal id prefixes, so here two different videos must never have the same ids, and the same video must always
-have the same: each (``prompt_table_extra_ids`` value, number of rows) gets a range of ids that no other content gets. The
-model's embedding layer is replaced by one that finds those ids in a pool of rows.
+have the same: each (content by its extra ids, number of rows) gets a range of ids that no other content gets. The model's
+embedding layer is replaced by one that finds those ids in a pool of rows.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from cachetools import LRUCache
 from torch import nn
 
-from ..limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+from internvideo_server.limits import FRAMES_PER_GROUP, TOKENS_PER_FRAME
+
+from .contents import contents_of
 
 # Ids that are remembered for contents seen before. A forgotten one costs a prefill, never a wrong answer.
 _REMEMBERED_RANGES = 4096
@@ -46,23 +49,20 @@ class IdRanges:
 
     def __init__(self, vocab_size: int) -> None:
         self._first = self._next = vocab_size
-        self._known: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._known: LRUCache[tuple[tuple[int, ...], int], int] = LRUCache(_REMEMBERED_RANGES)
         self._lock = threading.Lock()
 
-    def start_of(self, extra_id: int, rows: int) -> int:
-        """The first id for this content. ``extra_id`` 0 names no content: it gets a range that is never given again."""
+    def start_of(self, content: tuple[int, ...], rows: int) -> int:
+        """The first id for this content. One with a 0 among its words has no name: it gets a range that is never given again."""
         with self._lock:
-            if extra_id and (known := self._known.get((extra_id, rows))) is not None:
-                self._known.move_to_end((extra_id, rows))
+            if all(content) and (known := self._known.get((content, rows))) is not None:
                 return known
             if self._next + rows > _LAST_ID:
                 self._next = self._first
                 self._known.clear()
             start, self._next = self._next, self._next + rows
-            if extra_id:
-                self._known[(extra_id, rows)] = start
-                if len(self._known) > _REMEMBERED_RANGES:
-                    self._known.popitem(last=False)
+            if all(content):
+                self._known[(content, rows)] = start
             return start
 
 
@@ -70,8 +70,7 @@ class PromptTables(nn.Module):
     """Token embedding that also serves the rows of the prompt tables of the requests at work.
 
     A request takes one slot of ``max_rows`` rows for as long as it is at work. Changes are queued, and done between two
-    forward passes by the thread that runs them, so that no running pass sees a half-written slot. The tensors keep their
-    places, so a CUDA graph of the pass sees the changes.
+    forward passes by the thread that runs them, so that no running pass sees a half-written slot.
 
     Args:
         embedding: The model's own token embedding [vocab, hidden].
@@ -113,7 +112,7 @@ class PromptTables(nn.Module):
 
         Args:
             input_ids: [N]; ids >= vocab_size are rows of ``table``.
-            extra_ids: [N] content ids, or None where nothing may be shared.
+            extra_ids: [N], see :func:`contents_of`.
             table: [rows, hidden], the engine's dtype; copied before this returns.
 
         Returns:
@@ -128,16 +127,15 @@ class PromptTables(nn.Module):
         table_rows = ids[virtual] - self.vocab_size  # row of the request's table, per virtual token
         if virtual.size and int(table_rows.max()) >= table.shape[0]:
             raise ValueError(f"input id {int(ids.max())} needs row {int(table_rows.max())} of a table of {table.shape[0]} rows")
-        contents = np.zeros(len(ids), np.uint64) if extra_ids is None else np.asarray(extra_ids, np.uint64)
-        distinct = np.unique(contents[virtual])
-        if len(distinct) > self.max_spans:
-            raise ValueError(f"{len(distinct)} different contents in one prompt table, at most {self.max_spans} are possible")
+        contents, content_of = contents_of(extra_ids, virtual)
+        if len(contents) > self.max_spans:
+            raise ValueError(f"{len(contents)} different contents in one prompt table, at most {self.max_spans} are possible")
         spans: list[_Span] = []
         order: list[npt.NDArray[np.int64]] = []  # table rows in the order of the spans
-        for content in distinct:
-            mine = contents[virtual] == content
+        for index, content in enumerate(contents.tolist()):
+            mine = content_of == index
             rows = np.unique(table_rows[mine])  # a row may be used twice; sorted
-            start = self._ranges.start_of(int(content), len(rows))
+            start = self._ranges.start_of(tuple(content), len(rows))
             ids[virtual[mine]] = start + np.searchsorted(rows, table_rows[mine])
             spans.append(_Span(start, len(rows)))
             order.append(rows)

@@ -6,25 +6,30 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ._keeper import shm_prefix
-from ._options import ServeOptions
+from internvideo_server.settings import AdapterSettings, ServeSettings, arguments_of
+
+from ._run_state import STATE_FILE
+from ._secret import SECRET_FILE, TritonSecret
+from ._supervisor import shm_prefix
 from ._tritonserver import TritonServer
 
 TRITON_EXIT_S = 8  # how long Triton waits for requests in flight
 ADAPTER_EXIT_S = 3.0
-UI_HOST = "127.0.0.1"
+STATE = "state"  # folder of a run: what the adapter keeps
 
 
 def triton_command(
     server: TritonServer,
     repository: Path,
     backends: Path,
-    host: str,
-    ports: dict[str, int],
+    options: ServeSettings,
+    ports: Mapping[str, int],
     run_id: str,
     pools: Mapping[int, int],
+    secret: TritonSecret,
 ) -> list[str]:
     """The command line of tritonserver; ``pools``: GPU -> bytes there for tensors between the models."""
+    http = ports.get("--triton-http-port")
     command = [
         str(server.binary),
         f"--model-repository={repository}",
@@ -36,50 +41,52 @@ def triton_command(
         "--load-model=*",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix(run_id)}",
         f"--exit-timeout-secs={TRITON_EXIT_S}",
-        f"--http-address={host}",
-        f"--http-port={ports['--triton-http-port']}",
-        f"--grpc-address={host}",
+        *(["--allow-http=false"] if http is None else [f"--http-address={options.triton_host}", f"--http-port={http}"]),
+        f"--grpc-address={options.triton_host}",
         f"--grpc-port={ports['--triton-grpc-port']}",
-        f"--metrics-address={host}",
+        f"--metrics-address={options.triton_metrics_host}",
         f"--metrics-port={ports['--triton-metrics-port']}",
+        *secret.flags(http=http is not None),
     ]
     return command + [f"--cuda-memory-pool-byte-size={gpu}:{size}" for gpu, size in pools.items()]
 
 
-def adapter_command(options: ServeOptions, ports: dict[str, int], grpc_url: str, engine: Path) -> list[str]:
-    arguments = [
-        "--host",
-        options.host,
-        "--port",
-        str(ports["--port"]),
-        "--triton",
-        grpc_url,
-        "--tokenizer",
-        str(engine / "tokenizer.json"),
-        "--request-timeout",
-        str(options.request_timeout_s),
-    ]
-    return [sys.executable, "-P", "-m", "internvideo_client.adapter", *arguments]
+def adapter_settings(
+    settings: ServeSettings, ports: Mapping[str, int], grpc_url: str, engine: Path, examples: Path | None, directory: Path
+) -> AdapterSettings:
+    """What the adapter is told; ``examples``: what its page offers, None: nothing; ``directory``: of the run."""
+    given = ((name, getattr(settings, name, None)) for name in AdapterSettings.model_fields)
+    shared = {name: value for name, value in given if value is not None}
+    own = {"port": ports["--port"], "triton": grpc_url, "tokenizer": engine / "tokenizer.json", "examples": examples}
+    own |= {"state_directory": directory / STATE, "triton_secret_file": directory / SECRET_FILE}
+    return AdapterSettings(**(shared | own | {"run_state": directory / STATE_FILE}))
 
 
-def ui_command(port: int, openai_url: str) -> list[str]:
-    arguments = ["ui", "--url", openai_url, "--host", UI_HOST, "--port", str(port)]
-    return [sys.executable, "-P", "-m", "internvideo_client.cli", *arguments]
+#: gRPC reads it when it is imported. Its event engine hands each message through one more thread: a fifth of the adapter's CPU.
+ADAPTER_ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_client"}
 
 
-def endpoint_urls(options: ServeOptions, ports: dict[str, int]) -> dict[str, str]:
+def adapter_command(settings: AdapterSettings) -> list[str]:
+    """The command line of the adapter, for an environment without other settings (``environment_of``)."""
+    return [sys.executable, "-P", "-m", "internvideo_client.adapter", *arguments_of(settings)]
+
+
+def serve_command(settings: ServeSettings) -> list[str]:
+    """The command line of a server, for an environment without other settings (``environment_of``)."""
+    return [sys.executable, "-P", "-m", "internvideo_client.cli", "serve", *arguments_of(settings)]
+
+
+def endpoint_urls(options: ServeSettings, ports: dict[str, int]) -> dict[str, str]:
     """Addresses to connect to; a server that listens everywhere is reached over the loopback."""
+    adapter = f"{'https' if options.ssl_certfile else 'http'}://{reached(options.host, ports['--port'])}"
+    urls = {"adapter": adapter, "openai": f"{adapter}/v1"}
+    if "--triton-http-port" in ports:
+        urls["http"] = f"http://{reached(options.triton_host, ports['--triton-http-port'])}"
+    metrics = reached(options.triton_metrics_host, ports["--triton-metrics-port"])
+    return urls | {"grpc": reached(options.triton_host, ports["--triton-grpc-port"]), "metrics": f"http://{metrics}/metrics"}
 
-    def reach(host: str, flag: str) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing listens by this line
-        return f"[{host}]:{ports[flag]}" if ":" in host else f"{host}:{ports[flag]}"
 
-    adapter = f"http://{reach(options.host, '--port')}"
-    return {
-        "adapter": adapter,
-        "openai": f"{adapter}/v1",
-        **({"page": f"http://{UI_HOST}:{ports['--ui-port']}"} if "--ui-port" in ports else {}),
-        "http": f"http://{reach(options.triton_host, '--triton-http-port')}",
-        "grpc": reach(options.triton_host, "--triton-grpc-port"),
-        "metrics": f"http://{reach(options.triton_host, '--triton-metrics-port')}/metrics",
-    }
+def reached(host: str, port: int) -> str:
+    """Host and port to connect to, of one to listen on."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing listens by this line
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -35,14 +35,14 @@ def mpi_command(command: Sequence[str], ranks: int, shm_prefix: str, exit_s: int
     """
     if ranks == 1:
         return list(command)
-    mpirun = shutil.which("mpirun", path=environ.get("PATH"))
-    if mpirun is None:
+    if shutil.which("mpirun", path=environ.get("PATH")) is None:
         raise LaunchError(
             f"the engine has {ranks} ranks, which needs mpirun: it comes with NVIDIA's container (PATH has none); "
             "Debian/Ubuntu: `apt install openmpi-bin`"
         )
+    # By its name alone: called by its path it puts its own folder, and so perhaps another python3, before the rest of PATH.
     # Bound to one core, as is the default for two ranks, rank 0 would decode, preprocess and serve on that core alone.
-    line = [mpirun, "--bind-to", "none", "--mca", "odls_base_sigkill_timeout", str(exit_s + 2)]
+    line = ["mpirun", "--bind-to", "none", "--mca", "odls_base_sigkill_timeout", str(exit_s + 2)]
     if os.geteuid() == 0:
         line.append("--allow-run-as-root")
     shared = [part for part in command if not part.startswith(_LEADS_ONLY)]

@@ -19,7 +19,7 @@ def resolve_ports(wanted: dict[str, tuple[str, int]]) -> dict[str, int]:
         Flag -> port; all different.
 
     Raises:
-        LaunchError: A given port is none or is taken, the host is not this machine's, or no port is free.
+        LaunchError: A given port is not a port or is taken, the host is not this machine's, or no port is free.
     """
     resolved: dict[str, int] = {}
     for flag, (host, port) in wanted.items():

@@ -18,9 +18,10 @@ class InterruptedStartError(LaunchError):
 
 @dataclass(frozen=True)
 class Progress:
-    """``report`` takes one line for people; ``interrupted`` tells whether to give up."""
+    """``report`` and ``warn`` take one line for people; ``interrupted`` tells whether to give up."""
 
     report: Callable[[str], None] = lambda line: None
+    warn: Callable[[str], None] = lambda line: None
     interrupted: Callable[[], bool] = lambda: False
 
     def check(self) -> None:

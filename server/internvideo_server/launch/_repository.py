@@ -2,98 +2,112 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from pydantic import BaseModel
 from tritonclient.grpc import model_config_pb2
 
-from ._engine import GRAMMAR_FILE, REGION_COUNT, world_size
+from internvideo_server.engine_directory import GRAMMAR_FILE, EngineKind, world_size
+from internvideo_server.limits import LimitsError
+from internvideo_server.settings import PreprocessingSettings, RepositorySettings, VitSettings, VllmSettings, to_parameters
+
+from ._device import Device
 from ._errors import LaunchError
-from ._options import Device
 
 _TYPES = {"float32": "TYPE_FP32", "bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What a run sets in the repository; directories are absolute, ``dtype`` and devices resolved.
+class RunPlan:
+    """What a run's settings come to on this host: directories are absolute, dtype and devices resolved."""
 
-    ``vit_device`` None: the engine's. ``kv_cache_fraction`` None: as the repository says.
-    """
-
+    settings: RepositorySettings
     checkpoint: Path
     engine: Path
-    device: Device
     dtype: str
-    num_frames: int
-    max_frames: int
-    allowed_local_media_path: tuple[Path, ...]
-    decode_workers: int
-    max_queue_size: int
-    vit_device: Device | None = None
-    vit_quantization: str = "none"
-    kv_cache_fraction: float | None = None
-    video_reader: str = "auto"
-    frame_cache_mb: int = 1024
-    embedding_cache_mb: int = 1024
-    request_timeout_s: float = 300.0
-    cuda_region_count: int = REGION_COUNT
-    cuda_region_bytes: int = 0
+    device: Device  # of the engine
+    vit_device: Device
+    files: Path | None = None  # of the adapter, whose uploads preprocessing opens
+    handoff_id: str = field(default_factory=lambda: secrets.token_hex(16))  # nobody else can guess it
 
     @property
-    def tower(self) -> Device:
-        """Where the vision tower runs."""
-        return self.vit_device or self.device
+    def kind(self) -> EngineKind:
+        """The engine at work.
+
+        Raises:
+            LaunchError: The directory was made for another one, or it is not installed.
+        """
+        try:
+            return EngineKind.choose(self.settings.llm_engine, self.engine, gpu=self.device.index is not None)
+        except LimitsError as error:
+            raise LaunchError(str(error)) from error
+
+    @property
+    def vit(self) -> VitSettings:
+        """The parameters of `vit`."""
+        return VitSettings(
+            **_shared(self.settings, VitSettings),
+            checkpoint_dir=self.checkpoint,
+            engine_dir=self.engine,
+            dtype=self.dtype,
+            device=self.vit_device.name,
+            handoff_id=self.handoff_id,
+        )
+
+    @property
+    def preprocessing(self) -> PreprocessingSettings:
+        """The parameters of `preprocessing`."""
+        options = _shared(self.settings, PreprocessingSettings)
+        folders = (*self.settings.allowed_local_media_path, *filter(None, [self.files]))
+        options["allowed_local_media_path"] = tuple(path.resolve() for path in folders)
+        return PreprocessingSettings(
+            **options, tokenizer_path=self.engine / "tokenizer.json", engine_dir=self.engine, handoff_id=self.handoff_id
+        )
 
     def parameters(self) -> dict[str, dict[str, str]]:
         """Model name -> parameters of its config.pbtxt."""
         return {
-            "preprocessing": {
-                "tokenizer_path": str(self.engine / "tokenizer.json"),
-                "engine_dir": str(self.engine),
-                "num_frames": str(self.num_frames),
-                "max_frames": str(self.max_frames),
-                "allowed_local_media_path": os.pathsep.join(str(path.resolve()) for path in self.allowed_local_media_path),
-                "decode_workers": str(self.decode_workers),
-                "video_reader": self.video_reader,
-                "frame_cache_bytes": str(self.frame_cache_mb << 20),
-                "request_timeout_s": str(self.request_timeout_s),
-                "max_queue_size": str(self.max_queue_size),
-            },
-            "vit": {
-                "checkpoint_dir": str(self.checkpoint),
-                "engine_dir": str(self.engine),
-                "dtype": self.dtype,
-                "quantization": self.vit_quantization,
-                "device": self.tower.name,
-                "embedding_cache_bytes": str(self.embedding_cache_mb << 20),
-                "cuda_region_count": str(self.cuda_region_count),
-                "cuda_region_bytes": str(self.cuda_region_bytes),
-            },
+            "preprocessing": to_parameters(self.preprocessing),
+            "vit": to_parameters(self.vit),
             "tensorrt_llm": self._engine_parameters(),
         }
 
     def _engine_parameters(self) -> dict[str, str]:
+        """By NVIDIA's names."""
         grammar = self.engine / GRAMMAR_FILE  # without it guided decoding is off: the backend would not load
         first = self.device.index
         gpus = [] if first is None else range(first, first + world_size(self.engine))
+        kind = self.kind
         parameters = {
+            "engine": str(kind),
+            "unsupported_inputs": ",".join(kind.unsupported_inputs(self.engine)),
             "gpt_model_path": str(self.engine),
             "gpu_device_ids": ",".join(map(str, gpus)),
             "guided_decoding_backend": "xgrammar" if grammar.is_file() else "",
             "xgrammar_tokenizer_info_path": str(grammar) if grammar.is_file() else "",
         }
-        if self.kv_cache_fraction is not None:
-            parameters["kv_cache_free_gpu_mem_fraction"] = str(self.kv_cache_fraction)
+        if kind is EngineKind.VLLM:
+            parameters |= to_parameters(VllmSettings(**_shared(self.settings, VllmSettings)))
+        elif kind is EngineKind.EMBEDDED and self.settings.gpu_memory is not None:
+            parameters["gpu_memory"] = str(self.settings.gpu_memory)
+        if self.settings.kv_cache_fraction is not None:
+            parameters["kv_cache_free_gpu_mem_fraction"] = str(self.settings.kv_cache_fraction)
         return parameters
 
 
-def render_repository(source: Path, target: Path, settings: RunSettings) -> list[str]:
+def _shared(settings: RepositorySettings, model: type[BaseModel]) -> dict[str, Any]:
+    """The settings that a model takes as they are; ``device`` and ``dtype`` are resolved first. None is the model's default."""
+    names = set(model.model_fields) & set(type(settings).model_fields) - {"device", "dtype"}
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def render_repository(source: Path, target: Path, plan: RunPlan) -> list[str]:
     """Write a copy of the repository ``source`` with the run's values into the new directory ``target``.
 
     The copy stands for itself: a plain ``tritonserver --model-repository`` can run it.
@@ -104,18 +118,18 @@ def render_repository(source: Path, target: Path, settings: RunSettings) -> list
     Raises:
         LaunchError: A config.pbtxt does not parse, or a model that the run has values for is absent.
     """
-    parameters = settings.parameters()
+    parameters = plan.parameters()
     names = sorted(path.parent.name for path in source.glob("*/config.pbtxt"))
     if missing := sorted(set(parameters) - set(names)):
-        raise LaunchError(f"{source} is no complete model repository: {', '.join(missing)} missing")
+        raise LaunchError(f"{source} is not a complete model repository: {', '.join(missing)} missing")
     for name in names:
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         (target / name / "1").mkdir(exist_ok=True)  # an ensemble's version directory is empty, which git does not keep
         config = read_config(source / name / "config.pbtxt")
         set_parameters(config, parameters.get(name, {}))
-        _set_table_type(config, settings.dtype)
+        _set_table_type(config, plan.dtype)
         if name == "vit":
-            _set_instances(config, settings.tower)
+            _set_instances(config, plan.vit_device)
         (target / name / "config.pbtxt").write_text(text_format.MessageToString(config))
     return names
 

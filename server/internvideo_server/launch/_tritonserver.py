@@ -12,7 +12,6 @@ from importlib import metadata, util
 from pathlib import Path
 
 from ._errors import LaunchError
-from ._options import Device
 
 _STUB = "triton_python_backend_stub"
 
@@ -133,23 +132,3 @@ def _check_numpy() -> None:
             f"numpy {version} is installed, but Triton 2.51's Python models need numpy 1.x (with 2.x every "
             "BYTES tensor breaks and the stub dies): `pip install 'numpy>=1.26,<2'`"
         )
-
-
-def resolve_device(name: str) -> Device:
-    """``auto`` looks for a GPU without importing torch: a device file of the driver, and a torch that is no CPU build.
-
-    Raises:
-        LaunchError: The name is none of auto, cpu, cuda, cuda:N.
-    """
-    if name == "auto":
-        try:
-            cpu_build = "+cpu" in metadata.version("torch")
-        except metadata.PackageNotFoundError:
-            cpu_build = True
-        return Device(0 if not cpu_build and any(Path("/dev").glob("nvidia[0-9]*")) else None)
-    kind, _, index = name.partition(":")
-    if name == "cpu":
-        return Device(None)
-    if kind == "cuda" and (index.isdecimal() or name == "cuda"):
-        return Device(int(index or 0))
-    raise LaunchError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")

@@ -18,9 +18,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* "server" or "client" -> image reference; call with (dict "root" $ "image" .Values.server.image) */}}
+{{/* Image reference; call with (dict "root" $ "image" .Values.server.image) */}}
 {{- define "internvideo.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ with .image.digest }}@{{ . }}{{ end }}
 {{- end -}}
 
 {{/* A volume from (dict "name" "engine" "directory" .Values.storage.engine); fails where neither claim nor host path is given. */}}
@@ -54,6 +54,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- define "internvideo.containerSecurity" -}}
 allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end -}}
+
+{{/* The settings as options: maxFrames is --max-frames, a list repeats its option, null is the default. */}}
+{{- define "internvideo.settings" -}}
+{{- range $name, $value := . }}
+{{- $option := kebabcase $name }}
+{{- if kindIs "bool" $value }}
+- {{ printf "--%s%s" (ternary "" "no-" $value) $option }}
+{{- else if kindIs "slice" $value }}
+{{- range $value }}
+- {{ printf "--%s=%s" $option . | quote }}
+{{- end }}
+{{- else if not (kindIs "invalid" $value) }}
+{{- /* toJson: a large number is no 1.6e+07 */}}
+- {{ printf "--%s=%s" $option (kindIs "string" $value | ternary $value (toJson $value)) | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}

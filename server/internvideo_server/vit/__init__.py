@@ -1,0 +1,1 @@
+"""The Triton model `vit`: frames to rows of the prompt table."""
