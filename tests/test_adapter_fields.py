@@ -122,6 +122,8 @@ def test_special_tokens_are_shown_where_they_are_asked_for(fake: FakeTriton, url
         ({"response_format": {"type": "json_object"}}, "json", None),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"a": 1}}}}, "json_schema", {"a": 1}),
         ({"structured_outputs": {"json": {"a": 1}}}, "json_schema", {"a": 1}),
+        ({"structured_outputs": {"json": {}}}, "json_schema", {}),
+        ({"structured_outputs": {"json": {"const": 0}}}, "json_schema", {"const": 0}),
         ({"guided_json": '{"a": 1}'}, "json_schema", {"a": 1}),
         ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
         ({"guided_choice": ["a.b", "c"]}, "regex", r"(a\.b|c)"),
@@ -179,6 +181,33 @@ def test_a_forced_call_comes_back_as_one(fake: FakeTriton, url: str, stream: boo
     assert "move" in asked["messages"][-2]["content"]
 
 
+def test_references_in_a_function_still_lead_to_its_own_parts(fake: FakeTriton, url: str) -> None:
+    fake.script = [Step([piece("Hello")])]
+    own = {"$ref": "#", "default": {"$ref": "#"}}
+    parameters = {"type": "object", "properties": {"$ref": {"$ref": "#/$defs/A"}, "own": own}, "$defs": {"A": {"type": "null"}}}
+    tools = [TOOL, {"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    assert post(url, tools=tools, tool_choice="required").status_code == 200
+    arguments = json.loads(fake.requests[0]["guided_decoding_guide"])["anyOf"][1]["properties"]["arguments"]
+    place = "#/anyOf/1/properties/arguments"
+    assert arguments["properties"]["$ref"] == {"$ref": f"{place}/$defs/A"}
+    assert arguments["properties"]["own"] == {"$ref": place, "default": {"$ref": "#"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.schema"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"guided_choice": ["a"]}, "guided_choice"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tools"),
+    ],
+)
+def test_a_grammar_that_the_engine_refuses_names_the_field(fake: FakeTriton, url: str, fields: Any, param: str) -> None:
+    fake.script = [Step(error="[INVALID_ARGUMENT param=guided_decoding_guide] the guide cannot be followed: no")]
+    assert post(url, **fields).json()["error"]["param"] == param
+
+
 def test_tools_without_a_forced_call_are_answered_in_text(fake: FakeTriton, url: str) -> None:
     fake.script = [Step([piece("Hello")])]
     for choice in ("none", "auto", None):
@@ -196,9 +225,10 @@ def test_usage_can_come_with_every_chunk(fake: FakeTriton, url: str) -> None:
 def test_completions_go_on_with_a_text(fake: FakeTriton, url: str) -> None:
     fake.script = [Step([piece("Hello")], log_probs=[-0.5]), Step([piece("▁red")], log_probs=[-0.5, -1.0])]
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk:
-        answer = sdk.completions.create(model=MODEL, prompt="Say", logprobs=0, echo=True)
-        assert answer.choices[0].text == "SayHello red" and answer.choices[0].logprobs.token_logprobs == [-0.5, -1.0]
+        answer = sdk.completions.create(model=MODEL, prompt="Say", logprobs=0)
+        assert answer.choices[0].text == "Hello red" and answer.choices[0].logprobs.token_logprobs == [-0.5, -1.0]
         assert "".join(c.choices[0].text for c in sdk.completions.create(model=MODEL, prompt="Say", stream=True)) == "Hello red"
+        assert sdk.completions.create(model=MODEL, prompt="Say", echo=True).choices[0].text == "SayHello red"
         both = sdk.completions.create(model=MODEL, prompt=["a", "b"])
         assert [choice.text for choice in both.choices] == ["Hello red", "Hello red"]
         sdk.completions.create(model=MODEL, prompt=[5, 6])

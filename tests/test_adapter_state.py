@@ -85,6 +85,8 @@ def test_files_have_a_size_and_a_quota_and_leave_nothing_when_they_are_refused(u
     assert send(b"x" * (1 << 20)).status_code == 200
     assert send(b"x" * ((1 << 20) + 1)).json()["error"]["code"] == "request_too_large"
     assert send(b"").status_code == 400
+    days: dict[str, str] = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    assert send(b"x", **days).json()["error"]["code"] == "unsupported_parameter"
     assert send(b"x" * (1 << 20)).status_code == 200
     assert send(b"x").json()["error"]["code"] == "quota_exceeded"
     assert httpx2.post(f"{url}/v1/files", content=b"{}", headers=headers()).status_code == 415
@@ -140,6 +142,13 @@ def test_a_response_in_events_is_the_plain_one(fake: FakeTriton, sdk: openai.Ope
     assert kinds[:2] == ["response.created", "response.in_progress"] and kinds[-1] == "response.completed"
     assert kinds.count("response.output_text.delta") == 2 and final.output_text == "Hello world"
     assert sdk.responses.retrieve(final.id).output_text == "Hello world"
+
+
+def test_a_kept_response_has_no_events_to_come(sdk: openai.OpenAI) -> None:
+    kept = sdk.responses.create(model=MODEL, input="hi")
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.responses.retrieve(kept.id, stream=True)
+    assert refused.value.param == "stream" and sdk.responses.retrieve(kept.id).id == kept.id
 
 
 def test_a_response_that_is_not_stored_is_not_found_again(sdk: openai.OpenAI) -> None:

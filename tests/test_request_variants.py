@@ -33,6 +33,10 @@ VLLM_DUMP = {
 }
 
 
+def _video(**options: float) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": URL, **options}}
+
+
 def post(url: str, path: str, body: dict[str, Any]) -> httpx2.Response:
     return httpx2.post(f"{url}/v1/{path}", json=body, timeout=30)
 
@@ -69,6 +73,7 @@ def answering(fake: FakeTriton, url: str) -> str:
         # numbers as floats and as texts
         {"max_tokens": 8.0, "n": 1.0, "seed": 5.0, "top_k": 4.0, "min_tokens": 0.0},
         {"max_tokens": "8", "temperature": "0.5"},
+        {"max_tokens": 2**63, "max_completion_tokens": 10**30},
         {"max_completion_tokens": 8},
         {"seed": -1},
         {"media_io_kwargs": {"video": {"num_frames": 8, "fps": -1}}},
@@ -147,6 +152,11 @@ def test_a_body_that_is_answered(answering: str, fields: dict[str, Any], stream:
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
+        (
+            {"messages": [{"role": "user", "content": [_video(num_frames=8, nframes=4)]}]},
+            "messages.0.content.0.video_url.num_frames",
+        ),
+        ({"messages": [{"role": "user", "content": [_video(fps=1) | {"fps": 2}]}]}, "messages.0.content.0.video_url.fps"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"temperature": -0.1}, "temperature"),
         ({"top_p": 1.1}, "top_p"),
@@ -180,6 +190,9 @@ def test_a_body_that_would_be_answered_as_something_else(
     ("content", "frames", "fps"),
     [
         ([{"type": "video_url", "video_url": {"url": URL, "num_frames": 8.0}}], 8, None),
+        ([{"type": "video_url", "video_url": {"url": URL, "num_frames": "8", "start": "1.5", "end": "2"}}], 8, None),
+        ([{"type": "video_url", "video_url": {"url": URL, "fps": "2.0"}, "max_frames": 16.0}], None, 2),
+        ([{"type": "video_url", "video_url": {"url": URL, "num_frames": 8}, "nframes": 8}], 8, None),
         ([{"type": "video_url", "video_url": {"url": URL, "num_frames": 5}}], 8, None),
         ([{"type": "video_url", "video_url": {"url": URL, "fps": 2}}], None, 2),
         ([{"type": "video_url", "video_url": {"url": URL, "num_frames": -1, "fps": 2}}], None, 2),
@@ -275,6 +288,24 @@ def test_a_response_tells_log_probabilities_where_they_are_included(answering: s
         ("responses", {"input": "Hi", "reasoning": {"effort": "low"}}, "reasoning"),
         ("responses", {"input": [{"type": "computer_call"}]}, "input.0.type"),
         ("responses", {"input": "Hi", "stop": [5]}, "stop.0"),
+        ("responses", {"input": []}, "input"),
+        ("responses", {"input": "Hi", "text": {"format": {"type": "json_schema"}}}, "text.format"),
+        (
+            "responses",
+            {"input": "Hi", "text": {"format": {"type": "json_schema", "schema": {"enum": [5] * 1001}}}},
+            "text.format.schema",
+        ),
+        ("responses", {"input": [*HI, {"type": "function_call_output", "call_id": "c", "output": {"a": 5}}]}, "input.1.output"),
+        (
+            "responses",
+            {
+                "instructions": "Hi",
+                "input": [{"type": "reasoning", "summary": []}, {"role": "user", "content": [_video(fps=1) | {"fps": 2}]}],
+            },
+            "input.1.content.0.video_url.fps",
+        ),
+        ("completions", {"prompt": "Hi", "echo": True, "logprobs": 1}, "echo"),
+        ("completions", {"prompt": ["Hi"] * 17}, "prompt"),
         ("completions", {"prompt": "Hi", "messages": HI}, "messages"),
         ("completions", {"prompt": "Hi", "tools": [TOOL]}, "tools"),
         ("completions", {"prompt": "Hi", "top_logprobs": 3}, "top_logprobs"),
@@ -287,6 +318,29 @@ def test_a_response_tells_log_probabilities_where_they_are_included(answering: s
 def test_a_field_of_another_route_is_not_lost(answering: str, path: str, body: dict[str, Any], param: str) -> None:
     response = post(answering, path, {"model": MODEL, **body})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+def test_a_body_may_begin_with_the_mark_of_utf_8(answering: str) -> None:
+    body = json.dumps({"model": MODEL, "messages": HI}).encode("utf-8-sig")
+    headers = {"Content-Type": "application/json"}
+    assert httpx2.post(f"{answering}/v1/chat/completions", content=body, headers=headers).status_code == 200
+
+
+def test_a_thought_of_the_history_adds_nothing_to_the_prompt(answering: str, fake: FakeTriton) -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "summary": []}
+    assert post(answering, "responses", {"model": MODEL, "input": [thought, *HI]}).status_code == 200
+    assert fake.requests[0]["messages"] == HI
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"), [("completions", {"prompt": "Hi"}, "prompt"), ("responses", {"input": "Hi"}, "input")]
+)
+def test_a_fault_of_the_chain_names_the_routes_own_field(
+    fake: FakeTriton, url: str, path: str, body: dict[str, Any], param: str
+) -> None:
+    fake.script = [Step(error="[INVALID_ARGUMENT param=messages] maximum context length is 5 tokens")]
+    error = post(url, path, {"model": MODEL, **body}).json()["error"]
+    assert (error["param"], error["code"]) == (param, "context_length_exceeded")
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,12 @@ class Guide:
     Attributes:
         type: TensorRT-LLM's ``guided_decoding_guide_type``.
         guide: The schema, expression or grammar; empty for ``json`` (any JSON object).
+        field: Of the request that asks for it, for errors.
     """
 
     type: GuideType
     guide: str = ""
+    field: str = "response_format"
 
 
 @dataclass(frozen=True)

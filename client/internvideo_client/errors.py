@@ -115,6 +115,14 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_arg
     return ApiError(400, message, param, code)
 
 
+def renamed(error: ApiError, name: str) -> ApiError:
+    """The same fault under another name of its field, in the text too where that begins with it."""
+    if error.param and error.message.startswith(f"{error.param}: "):
+        error.message = name + error.message.removeprefix(error.param)
+    error.param = name
+    return error
+
+
 def from_code(code: str, message: str, param: str | None = None) -> ApiError:
     """The error of one of the chain's codes (gRPC's status names)."""
     return ApiError(_STATUS.get(code, 500), message, param, code.lower())

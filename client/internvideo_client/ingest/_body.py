@@ -101,7 +101,7 @@ def _too_large(message: str) -> ApiError:
 
 def _parsed(rest: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(rest.decode(), parse_constant=_no_constant)
+        fields = json.loads(rest.decode("utf-8-sig"), parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise bad_request(f"the body is not valid JSON: {error.msg[:_FOUND]} at position {error.pos}") from None
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from internvideo_client.errors import bad_request
 _GROUP = 4  # frames that the tower merges
 _HINTS = ("uuid", "cache_control", "detail", "min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 _OPTIONS = ("num_frames", "nframes", "fps", "start", "end", "video_start", "video_end", "max_frames", "min_frames")
+_NUMBERS = ("num_frames", "max_frames", "fps", "start", "end")
 _RENAMED = {"nframes": "num_frames", "video_start": "start", "video_end": "end"}
 _KINDS = {
     "video_url": "video_url",
@@ -156,7 +157,7 @@ def _part(part: Any, defaults: SamplingDefaults, max_frames: int, param: str) ->
     inner = dict(own) if isinstance(own, dict) else {"url": own}
     beside = {key: value for key, value in part.items() if key in _OPTIONS}
     unknown = {key: value for key, value in part.items() if key not in _known(kind, target)}
-    medium = {key: value for key, value in (beside | inner).items() if key not in _HINTS}
+    medium = _merged(beside, inner, f"{param}.{target}")
     if target == "image_url":
         medium = {key: value for key, value in medium.items() if key not in _OPTIONS}
         if inner.get("detail") is not None:
@@ -164,6 +165,27 @@ def _part(part: Any, defaults: SamplingDefaults, max_frames: int, param: str) ->
     else:
         medium = _sampling(medium, defaults, max_frames, f"{param}.video_url")
     return {"type": target, target: medium, **unknown}
+
+
+def _merged(beside: dict[str, Any], inner: dict[str, Any], param: str) -> dict[str, Any]:
+    """The options that stand beside the URL and with it, by one name each."""
+    found: dict[str, Any] = {}
+    for key, value in [*beside.items(), *inner.items()]:
+        name = _RENAMED.get(key, key)
+        if value is None or key in _HINTS:
+            continue
+        if found.setdefault(name, value) != value:
+            raise bad_request(f"{name} is given twice, as {found[name]!r} and {value!r}"[:200], f"{param}.{name}")
+    return found
+
+
+def _number(value: Any) -> Any:
+    """``"8"``, ``"8.0"`` and ``8.0`` as 8; what is no number as it is."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _as_video(part: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +202,7 @@ def _known(kind: str, target: str) -> frozenset[str]:
 
 
 def _sampling(video: dict[str, Any], defaults: SamplingDefaults, max_frames: int, param: str) -> dict[str, Any]:
-    video = {_RENAMED.get(key, key): value for key, value in video.items()}
+    video |= {key: _number(video[key]) for key in _NUMBERS if key in video}
     most, fewest = video.pop("max_frames", None), video.pop("min_frames", None)
     if "num_frames" not in video and "fps" not in video:
         given = {"num_frames": defaults.num_frames, "fps": defaults.fps}
@@ -192,9 +214,7 @@ def _sampling(video: dict[str, Any], defaults: SamplingDefaults, max_frames: int
         video["max_frames"] = most
     elif most is not None or fewest is not None:
         raise bad_request("max_frames is for fps, and min_frames is not known: give num_frames, or fps with max_frames", param)
-    frames = video.get("num_frames")
-    if isinstance(frames, float) and frames.is_integer():
-        frames = int(frames)
+    frames = _number(video.get("num_frames"))
     if isinstance(frames, int) and not isinstance(frames, bool):
         if frames == -1:
             frames = max_frames

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ._common import MAX_TOP_LOGPROBS, GenerationFields, StreamOptions
+from ._common import MAX_TOP_LOGPROBS, GenerationFields, StreamOptions, TokenLimit
 from ._structured import NamedTool, Tool
 
 __all__ = ["ChatCompletionRequest", "StreamOptions"]
@@ -16,7 +16,7 @@ class ChatCompletionRequest(GenerationFields):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_completion_tokens: TokenLimit | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     return_tokens_as_token_ids: bool | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,6 +30,8 @@ StopStrings = Annotated[
         json_schema_input_type=Word | Annotated[list[Word], Field(max_length=16)],
     ),
 ]
+#: Of an answer's tokens; the engine counts in 32 bits, and more than is left of the context is cut down anyway.
+TokenLimit = Annotated[int, Field(ge=1), AfterValidator(lambda limit: min(limit, _INT32))]
 TokenId = Annotated[int, Field(ge=0, le=_INT32)]
 
 
@@ -49,7 +52,7 @@ class GenerationFields(Fields):
     """How to generate. ``null`` means absent for every optional field."""
 
     model: str
-    max_tokens: int | None = Field(None, ge=1, le=_INT32, description="more than what is left of the context is cut down to it")
+    max_tokens: TokenLimit | None = Field(None, description="more than what is left of the context is cut down to it")
     temperature: float | None = Field(None, ge=0, le=2, description="absent or 0: greedy")
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=_INT32, description="0 or -1: all tokens")

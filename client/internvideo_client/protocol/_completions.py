@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from ._common import GenerationFields, TokenId
 
@@ -14,10 +14,21 @@ MAX_PROMPTS = 16
 Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
+def _checked_prompt(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """In place of the faults by each of the forms that it does not have, of which the first would be told."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"must be a text, token ids, or a list of 1 to {MAX_PROMPTS} of these") from None
+
+
 class CompletionRequest(GenerationFields):
     """Body of ``POST /v1/completions``."""
 
-    prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    prompt: Annotated[
+        str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)],
+        WrapValidator(_checked_prompt),
+    ]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     add_special_tokens: bool | None = Field(None, description="of a text; true by default: begin with <s>")

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ._common import Fields
+from ._common import Fields, TokenLimit
 
-_INT32 = 2**31 - 1
 _AS_IN_CHAT = "vLLM's, as in chat"
 
 
@@ -52,7 +51,7 @@ class ResponsesRequest(Fields):
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     previous_response_id: str | None = Field(None, max_length=128)
-    max_output_tokens: int | None = Field(None, ge=1, le=_INT32)
+    max_output_tokens: TokenLimit | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -58,8 +58,10 @@ class StructuredOutputs(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _asked(cls, given: Any) -> Any:
-        # vLLM's own client writes all of its fields, those too that ask for nothing.
-        return {name: value for name, value in given.items() if asks(value)} if isinstance(given, dict) else given
+        # vLLM's own client writes all of its fields, those too that ask for nothing. Every schema asks for something: JSON.
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if asks(value) or (name == "json" and isinstance(value, dict))}
 
     @model_validator(mode="after")
     def _one(self) -> StructuredOutputs:

@@ -24,6 +24,7 @@ from internvideo_server.errors import invalid
 
 MAX_GUIDE_BYTES = 64 << 10
 _MOST_KEPT = 64  # compiled guides
+_ENDLESS = "NoExtensionBias"  # llguidance's whole text
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -174,4 +175,6 @@ def _grammar_of(guide: Guide) -> str:
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.replace("<non-verbose/>", "").splitlines() if line.strip()]
+    if lines == [_ENDLESS]:
+        return "a rule or a reference leads to nothing but itself"
     return "; ".join(lines)[:300] or "a limit on its complexity was reached"

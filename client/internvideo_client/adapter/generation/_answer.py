@@ -9,6 +9,7 @@ from typing import Any
 
 from internvideo_client.adapter.http import trace_models, tracing
 from internvideo_client.detokenizer import Vocabulary
+from internvideo_client.errors import ApiError
 from internvideo_client.protocol import GenerationFields
 from internvideo_client.timings import prompt_details, stage_timings
 from internvideo_client.triton import Generation
@@ -17,6 +18,7 @@ from ._sequence import AnswerSequence, Piece
 
 _REPORT_AFTER_S = 0.25  # from the first token: many first tokens at once do not wait for one another's reports
 _REPORT_WAIT_S = 0.3
+_GUIDE_INPUTS = ("guided_decoding_guide", "guided_decoding_guide_type")
 
 #: What has come at once: the number of a sequence and what is new of it; empty: nothing for a while.
 Pieces = list[tuple[int, Piece]]
@@ -32,6 +34,7 @@ class Answer:
         context_length: Most tokens of prompt and answer together; what is left of it bounds an answer.
         token_limit: Most tokens of an answer; None: what is left.
         want_entries: Whether log probabilities were asked for.
+        guide_field: Of the request, the one that asks for a grammar: the engine's faults of it name that field.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class Answer:
         context_length: int,
         token_limit: int | None,
         want_entries: bool,
+        guide_field: str | None = None,
     ) -> None:
         self.vocabulary = vocabulary
+        self._guide_field = guide_field
         self.sequences = [AnswerSequence(vocabulary, request, want_entries) for _ in range(request.sequences)]
         self.generation = generation
         self.prompt_tokens = 0
@@ -81,6 +86,10 @@ class Answer:
             yield [(number, sequence.finish()) for number, sequence in enumerate(self.sequences)]
             if self.report_wanted or tracing():
                 await self._read_report()
+        except ApiError as error:
+            if error.param in _GUIDE_INPUTS and self._guide_field is not None:
+                error.param = self._guide_field
+            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()

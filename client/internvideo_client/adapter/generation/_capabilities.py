@@ -11,6 +11,7 @@ import grpc
 from internvideo_client.errors import bad_request
 from internvideo_client.triton import SamplingParams, TritonChatClient
 
+_GUIDE = "guided_decoding_guide_type"
 #: Optional input of the ensemble -> the request's field.
 _FIELDS = {
     "num_return_sequences": "n",
@@ -20,7 +21,7 @@ _FIELDS = {
     "bad_words_list": "bad_words",
     "stop_token_ids": "stop_token_ids",
     "ignore_eos": "ignore_eos",
-    "guided_decoding_guide_type": "response_format",
+    _GUIDE: "response_format",
     "cache_salt": "cache_salt",
 }
 
@@ -60,7 +61,7 @@ class Capabilities:
         inputs = await self._known()
         for name in wanted:
             if inputs is not None and name not in inputs:
-                field = _FIELDS[name]
+                field = sampling.guide.field if name == _GUIDE and sampling.guide is not None else _FIELDS[name]
                 raise bad_request(f"{field}: the {self._engine} of this server cannot do it", field, "unsupported_parameter")
 
     async def _known(self) -> set[str] | None:

@@ -47,7 +47,7 @@ def _asked(request: GenerationFields) -> Iterator[tuple[str, Guide]]:
     if (wanted := request.structured_outputs) is not None:
         yield from _vllm("structured_outputs.", wanted.json_, wanted.regex, wanted.choice, wanted.grammar)
         if wanted.json_object:
-            yield "structured_outputs", Guide("json")
+            yield "structured_outputs", Guide("json", field="structured_outputs.json_object")
     yield from _vllm("guided_", request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar)
     if isinstance(request, ChatCompletionRequest) and (schema := forced_schema(request)) is not None:
         yield "tool_choice", _schema("tools", schema)
@@ -59,14 +59,15 @@ def _vllm(
     if schema is not None:
         yield f"{prefix}json", _schema(f"{prefix}json", schema)
     if regex is not None:
-        yield f"{prefix}regex", Guide("regex", regex)
+        yield f"{prefix}regex", Guide("regex", regex, f"{prefix}regex")
     if choice is not None:
         if not choice:
             raise bad_request(f"{prefix}choice: needs at least one", f"{prefix}choice")
-        yield f"{prefix}choice", Guide("regex", "(" + "|".join(_REGEX_SPECIAL.sub(r"\\\1", each) for each in choice) + ")")
+        expression = "(" + "|".join(_REGEX_SPECIAL.sub(r"\\\1", each) for each in choice) + ")"
+        yield f"{prefix}choice", Guide("regex", expression, f"{prefix}choice")
     if grammar is not None:
-        yield f"{prefix}grammar", Guide("ebnf_grammar", grammar)
+        yield f"{prefix}grammar", Guide("ebnf_grammar", grammar, f"{prefix}grammar")
 
 
 def _schema(name: str, schema: dict[str, Any] | str) -> Guide:
-    return Guide("json_schema", json.dumps(checked_schema(name, schema), ensure_ascii=False))
+    return Guide("json_schema", json.dumps(checked_schema(name, schema), ensure_ascii=False), name)

@@ -17,6 +17,9 @@ _SEVERAL = ("anyOf", "oneOf", "allOf", "prefixItems")
 _NAMED = ("properties", "$defs", "definitions")
 #: Beside them an object's own properties are not all that it may have.
 _COMPOSING = ("anyOf", "oneOf", "$ref", "$dynamicRef")
+_NAMED_TOO = ("patternProperties", "dependentSchemas")
+#: What stands under them is data.
+_VALUES = ("const", "enum", "default", "examples")
 _CONDITIONS = ("patternProperties", "unevaluatedProperties", "dependentSchemas", "if", "not")
 
 
@@ -42,6 +45,21 @@ def checked_schema(name: str, schema: dict[str, Any] | str) -> dict[str, Any]:
         raise bad_request(f"{name}: a schema is an object", name)
     _check(name, schema)
     return schema if _is_composed(schema) else _closed(schema)
+
+
+def moved_schema(schema: dict[str, Any], place: str) -> dict[str, Any]:
+    """A schema that is to stand inside another one: its references (``#/$defs/A``, ``#``) begin at its new place there."""
+    return {key: each if key in _VALUES else _moved(key, each, place) for key, each in schema.items()}
+
+
+def _moved(key: str, value: Any, place: str) -> Any:
+    if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+        return f"#{place}{value[1:]}"
+    if isinstance(value, dict):
+        # The keys of these are names, and no keywords.
+        each = ((name, _moved("", inner, place)) for name, inner in value.items())
+        return dict(each) if key in _NAMED or key in _NAMED_TOO else moved_schema(value, place)
+    return [_moved("", inner, place) for inner in value] if isinstance(value, list) else value
 
 
 def _is_composed(schema: dict[str, Any]) -> bool:

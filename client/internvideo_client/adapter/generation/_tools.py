@@ -10,6 +10,8 @@ from typing import Any
 
 from internvideo_client.protocol import ChatCompletionRequest, NamedTool
 
+from ._schemas import moved_schema
+
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -35,7 +37,9 @@ def forced_schema(request: ChatCompletionRequest) -> dict[str, Any] | None:
     parameters = {tool.function.name: tool.function.parameters or _NO_ARGUMENTS for tool in request.tools or []}
     if (name := forced_name(request)) is not None:
         return parameters[name]
-    return {"anyOf": [_call_schema(name, schema) for name, schema in parameters.items()]}
+    places = [f"/anyOf/{number}/properties/arguments" for number in range(len(parameters))]
+    schemas = map(moved_schema, parameters.values(), places)
+    return {"anyOf": [_call_schema(name, schema) for name, schema in zip(parameters, schemas, strict=True)]}
 
 
 def _call_schema(name: str, parameters: dict[str, Any]) -> dict[str, Any]:

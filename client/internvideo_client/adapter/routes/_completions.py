@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from internvideo_client.adapter._context import Context, context_of
 from internvideo_client.adapter.generation import Answer, LogProbWriter, Piece, Pieces
 from internvideo_client.adapter.http import DONE, until_disconnect
-from internvideo_client.errors import bad_request
+from internvideo_client.errors import ApiError, bad_request, renamed
 from internvideo_client.protocol import CompletionRequest, check_sequences, model_of
 
 from ._work import begin, document_of, stream_response, watched
@@ -30,11 +30,22 @@ async def completions(request: Request) -> Response:
         check_sequences(body.n, body.best_of, body.stream)
         if body.stream and len(body.prompts) > 1:
             raise bad_request("prompt: a stream has one prompt", "prompt")
-        answers = [await _begin(request, body, prompt) for prompt in body.prompts]
-        writer = _Writer(context, body, answers)
-        if body.stream:
-            return await stream_response(request, writer.chunks(watched(context, answers[0], True)))
-        return JSONResponse(await until_disconnect(request.receive, writer.whole()))
+        if body.echo and body.logprobs is not None:
+            message = "echo: with logprobs it asks for those of the prompt, which no engine of this server tells"
+            raise bad_request(message, "echo", "unsupported_parameter")
+        try:
+            return await _answered(request, body)
+        except ApiError as error:  # the chain knows messages alone
+            raise renamed(error, "prompt") if error.param == "messages" else error from None
+
+
+async def _answered(request: Request, body: CompletionRequest) -> Response:
+    context = context_of(request)
+    answers = [await _begin(request, body, prompt) for prompt in body.prompts]
+    writer = _Writer(context, body, answers)
+    if body.stream:
+        return await stream_response(request, writer.chunks(watched(context, answers[0], True)))
+    return JSONResponse(await until_disconnect(request.receive, writer.whole()))
 
 
 async def _begin(request: Request, body: CompletionRequest, prompt: str | list[int]) -> Answer:

@@ -41,6 +41,9 @@ async def upload_file(request: Request) -> Response:
             raise bad_request(f"the body is not valid multipart/form-data: {error}", None) from None
         if not form.complete:
             raise bad_request("file: is missing", "file")
+        if lost := next((name for name in form.fields if name.startswith("expires_after")), None):
+            message = "expires_after: not supported by this server: files go after --file-ttl, or when they are deleted"
+            raise bad_request(message, lost, "unsupported_parameter")
         purpose = form.fields.get("purpose", b"vision").decode("utf-8", "replace")[:64]
         record = await upload.commit(form.filename, purpose)
     except BaseException:
@@ -152,7 +155,7 @@ class _Form:
         name = self._name.decode("utf-8", "replace")[:64]
         value = self.fields[name] = self.fields.get(name, b"") + data[start:end]
         if len(value) > _MOST_FIELD_BYTES:
-            raise bad_request(f"{name}: is too long", name)
+            raise bad_request(f"{name}: is too long for a field; the part with the file's content is called file", name)
 
     def _on_part_end(self) -> None:
         self.complete = self.complete or self._name == b"file"

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from internvideo_client.errors import bad_request
 from internvideo_client.protocol import ChatCompletionRequest, ResponsesRequest, model_of
 
+#: Of a chat completion -> of a response.
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema.schema": "text.format.schema",
+}
+_MESSAGE = re.compile(r"messages\.(\d+)")
 _ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -39,7 +48,7 @@ def chat_request(body: ResponsesRequest, earlier: list[dict[str, Any]], items: l
         ApiError: An item that is not known.
     """
     messages = [message for message in earlier if not message.get("instructions")]
-    messages += [_message(item, i) for i, item in enumerate(items)]
+    messages += [_message(item, i) for i, item in enumerate(items) if item.get("type") != "reasoning"]
     if body.instructions:
         messages.insert(0, {"role": "system", "content": body.instructions, "instructions": True})
     form = body.text.format if body.text is not None else None
@@ -69,6 +78,23 @@ def chat_request(body: ResponsesRequest, earlier: list[dict[str, Any]], items: l
     return model_of(ChatCompletionRequest, chat)
 
 
+def own_name(param: str, items: list[dict[str, Any]], before: int) -> str:
+    """A field of the chat completion by its name in the response that asked for it.
+
+    Args:
+        param: As the chat's faults name it.
+        items: Of the input.
+        before: Messages in front of theirs.
+    """
+    if (found := _MESSAGE.match(param)) is None:
+        return _NAMES.get(param, param)
+    number = int(found[1]) - before
+    if number < 0:
+        return "previous_response_id"
+    places = [i for i, item in enumerate(items) if item.get("type") != "reasoning"]
+    return f"input.{places[min(number, len(places) - 1)]}{param[found.end() :]}" if places else "input"
+
+
 def output_messages(document: dict[str, Any]) -> list[dict[str, Any]]:
     """A response's output as messages of the conversation."""
     messages: list[dict[str, Any]] = []
@@ -90,9 +116,9 @@ def _message(item: dict[str, Any], index: int) -> dict[str, Any]:
         return _call(item)
     if kind == "function_call_output":
         output = item.get("output")
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output if isinstance(output, str | list) else ""}
-    if kind == "reasoning":
-        return {"role": "assistant", "content": ""}
+        if not isinstance(output, str | list):
+            raise bad_request(f"input.{index}.output: must be a text or a list of parts", f"input.{index}.output")
+        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
     raise bad_request(f"input.{index}.type: {str(kind)[:40]!r} is not known here", f"input.{index}.type")
 
 

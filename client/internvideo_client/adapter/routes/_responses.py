@@ -9,14 +9,14 @@ from starlette.responses import JSONResponse, Response
 
 from internvideo_client.adapter._context import context_of, owner_of
 from internvideo_client.adapter.http import EventStream, until_disconnect
-from internvideo_client.errors import ApiError, bad_request
+from internvideo_client.errors import ApiError, bad_request, renamed
 from internvideo_client.ingest import JsonDocument
 from internvideo_client.protocol import ResponsesRequest, model_of
 from internvideo_client.state import StoredResponse
 from internvideo_server.routing import response_id
 
 from ._chat import begin_chat
-from ._response_input import chat_request, input_items_of, output_messages, shown_item
+from ._response_input import chat_request, input_items_of, output_messages, own_name, shown_item
 from ._response_json import ResponseJson
 from ._work import document_of, watched
 
@@ -29,29 +29,42 @@ async def create_response(request: Request) -> Response:
         context.check_model(body.model)
         earlier = await _earlier(request, body)
         items = input_items_of(body)
-        asked = chat_request(body, earlier, items)
-        kept = body.store is not False and await _keep_media(request, asked.messages, document)
-        history = [dict(message) for message in asked.messages]
-        answer = await begin_chat(request, asked, document)
-        new_id = response_id(context.settings.replica_name, answer.generation.request_id)
-        writer = ResponseJson(answer, body, asked, new_id, kept)
+        try:
+            return await _answered(request, body, document, earlier, items)
+        except ApiError as error:
+            before = sum(not message.get("instructions") for message in earlier) + bool(body.instructions)
+            raise renamed(error, own_name(error.param, items, before)) if error.param else error from None
 
-        async def store() -> None:
-            if kept:
-                messages = [*history, *output_messages(writer.document)]
-                await context.state.responses.put(owner_of(request), StoredResponse(writer.document, messages, items))
 
-        pieces = watched(context, answer, bool(body.stream))
-        if body.stream:
-            stream = writer.events(pieces, store)
-            return EventStream(await until_disconnect(request.receive, anext(stream)), stream, {})
-        await until_disconnect(request.receive, writer.whole(pieces))
-        await store()
+async def _answered(
+    request: Request, body: ResponsesRequest, document: JsonDocument, earlier: list[dict[str, Any]], items: list[dict[str, Any]]
+) -> Response:
+    context = context_of(request)
+    asked = chat_request(body, earlier, items)
+    kept = body.store is not False and await _keep_media(request, asked.messages, document)
+    history = [dict(message) for message in asked.messages]
+    answer = await begin_chat(request, asked, document)
+    new_id = response_id(context.settings.replica_name, answer.generation.request_id)
+    writer = ResponseJson(answer, body, asked, new_id, kept)
+
+    async def store() -> None:
+        if kept:
+            messages = [*history, *output_messages(writer.document)]
+            await context.state.responses.put(owner_of(request), StoredResponse(writer.document, messages, items))
+
+    pieces = watched(context, answer, bool(body.stream))
+    if body.stream:
+        stream = writer.events(pieces, store)
+        return EventStream(await until_disconnect(request.receive, anext(stream)), stream, {})
+    await until_disconnect(request.receive, writer.whole(pieces))
+    await store()
     return JSONResponse(writer.document)
 
 
 async def get_response(request: Request) -> Response:
-    """A response that was kept."""
+    """A response that was kept; it has ended, so there are no events to come."""
+    if request.query_params.get("stream", "false").lower() not in ("false", "0"):
+        raise bad_request("stream: a kept response is read whole", "stream", "unsupported_parameter")
     return JSONResponse((await _stored(request, request.path_params["response_id"])).document)
 
 

@@ -65,7 +65,13 @@ async def begin(
     await context.capabilities.check(sampling, *["cache_salt"] * bool(salt))
     generation = context.client.generate(messages, sampling, context.triton_id(request), media=media, cache_salt=salt)
     return Answer(
-        context.vocabulary, body, generation, context.engine.context_length, token_limit, want_entries=top_logprobs is not None
+        context.vocabulary,
+        body,
+        generation,
+        context.engine.context_length,
+        token_limit,
+        want_entries=top_logprobs is not None,
+        guide_field=None if sampling.guide is None else sampling.guide.field,
     )
 
 
