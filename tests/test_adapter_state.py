@@ -96,6 +96,8 @@ def test_files_have_a_size_and_a_quota_and_leave_nothing_when_they_are_refused(u
 
 def test_a_list_of_files_has_pages(sdk: openai.OpenAI) -> None:
     ids = [sdk.files.create(file=(f"{n}.mp4", io.BytesIO(b"x")), purpose="vision").id for n in range(3)]
+    with pytest.raises(openai.BadRequestError):
+        sdk.files.list(extra_query={"order": "oldest"})
     page = sdk.files.list(limit=2, order="asc")
     assert [each.id for each in page.data] == ids[:2] and page.has_more
     assert [each.id for each in sdk.files.list(limit=2, order="asc", after=ids[1]).data] == ids[2:]

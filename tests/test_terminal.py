@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_a_conversation_in_a_terminal(fake: FakeTriton, url: str, tmp_path: Path
     ]
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant", "user", "assistant"]
+
+
+def test_a_conversation_that_is_kept_names_its_local_files(fake: FakeTriton, url: str, tmp_path: Path) -> None:
+    fake.script = HELLO
+    clip, saved = tmp_path / "a clip.mp4", tmp_path / "talk.json"
+    clip.write_bytes(b"not looked at here")
+    done = subprocess.run(chat(url, str(clip)), input=f"What?\n/save {saved}\n", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(saved.read_text())[0]["content"][0]["video_url"] == {"url": clip.as_uri()}
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(fake: FakeTriton, url: str, tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class LocalFile:
     path: Path
     mime: str
 
+    def __str__(self) -> str:
+        """Its URL, for who keeps the request and not the file."""
+        return self.path.absolute().as_uri()
+
 
 class JsonBody:
     """The body of one request.

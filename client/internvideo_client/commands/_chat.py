@@ -19,8 +19,8 @@ from internvideo_client.video_chat import ChatAnswer, VideoChat
 
 from ._shared import DEFAULT_URL, MODEL_ID, ApiKey, Model, Url, Waiting, errors, failed, reported, show
 
-HELP = """[dim]/video PATH_OR_URL  add a video      /frames N        look at N frames of it
-/clip FROM TO       seconds of it    /save FILE.json  keep the conversation
+HELP = """[dim]/video PATH_OR_URL  add a video                   /frames N        look at N frames of the videos to come
+/clip FROM TO       seconds of the videos to come  /save FILE.json  keep the conversation
 /help  /quit        anything else is a question[/]"""
 
 

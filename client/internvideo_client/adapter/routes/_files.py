@@ -58,6 +58,8 @@ async def list_files(request: Request) -> Response:
     limit = query.get("limit", str(MOST_LISTED))
     if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= MOST_LISTED:
         raise bad_request(f"limit: must be from 1 to {MOST_LISTED}", "limit")
+    if query.get("order", "desc") not in ("asc", "desc"):
+        raise bad_request("order: must be asc or desc", "order")
     count = int(limit)
     found = await context_of(request).state.files.listed(
         owner_of(request), query.get("purpose"), count + 1, query.get("after"), query.get("order") == "asc"

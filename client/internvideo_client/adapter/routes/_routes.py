@@ -53,7 +53,7 @@ def add_routes(app: FastAPI) -> None:
     route("POST", "/v1/responses", create_response, work(schemas.RESPONSE, examples.RESPONSE_STREAM), body)
 
     path, of_response = "/v1/responses/{response_id}", parameters("path", response_id=schemas.TEXT)
-    route("GET", path, get_response, responses(schemas.RESPONSE, *KEYED, 404), of_response)
+    route("GET", path, get_response, responses(schemas.RESPONSE, *KEYED, 400, 404), of_response)
     route("DELETE", path, delete_response, responses(schemas.DELETED, *KEYED, 404), of_response)
     route("GET", f"{path}/input_items", input_items, responses(schemas.ITEMS, *KEYED, 404), of_response)
 
