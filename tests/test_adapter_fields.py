@@ -123,6 +123,16 @@ def test_special_tokens_are_shown_where_they_are_asked_for(fake: FakeTriton, url
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"a": 1}}}}, "json_schema", {"a": 1}),
         ({"structured_outputs": {"json": {"a": 1}}}, "json_schema", {"a": 1}),
         ({"structured_outputs": {"json": {}}}, "json_schema", {}),
+        (
+            {"guided_json": {"uniqueItems": False, "minItems": 2.0, "pattern": None, "default": None, "items": {"format": None}}},
+            "json_schema",
+            {"minItems": 2, "default": None, "items": {}},
+        ),
+        (
+            {"guided_json": {"$defs": {"pattern": True}, "enum": [None]}},
+            "json_schema",
+            {"$defs": {"pattern": True}, "enum": [None]},
+        ),
         ({"structured_outputs": {"json": {"const": 0}}}, "json_schema", {"const": 0}),
         ({"guided_json": '{"a": 1}'}, "json_schema", {"a": 1}),
         ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),

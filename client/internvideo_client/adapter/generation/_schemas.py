@@ -18,6 +18,7 @@ _NAMED = ("properties", "$defs", "definitions")
 #: Beside them an object's own properties are not all that it may have.
 _COMPOSING = ("anyOf", "oneOf", "$ref", "$dynamicRef")
 _NAMED_TOO = ("patternProperties", "dependentSchemas")
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 #: What stands under them is data.
 _VALUES = ("const", "enum", "default", "examples")
 _CONDITIONS = ("patternProperties", "unevaluatedProperties", "dependentSchemas", "if", "not")
@@ -44,7 +45,8 @@ def checked_schema(name: str, schema: dict[str, Any] | str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise bad_request(f"{name}: a schema is an object", name)
     _check(name, schema)
-    return schema if _is_composed(schema) else _closed(schema)
+    asked: dict[str, Any] = _asked(schema)
+    return asked if _is_composed(asked) else _closed(asked)
 
 
 def moved_schema(schema: dict[str, Any], place: str) -> dict[str, Any]:
@@ -60,6 +62,23 @@ def _moved(key: str, value: Any, place: str) -> Any:
         each = ((name, _moved("", inner, place)) for name, inner in value.items())
         return dict(each) if key in _NAMED or key in _NAMED_TOO else moved_schema(value, place)
     return [_moved("", inner, place) for inner in value] if isinstance(value, list) else value
+
+
+def _asked(schema: Any, names: bool = False) -> Any:
+    """Without keywords that ask for nothing (null, ``uniqueItems: false``), with whole numbers as counts: else it is refused."""
+    if isinstance(schema, list):
+        return [_asked(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found: dict[str, Any] = {}
+    for key, each in schema.items():
+        if names or key in _VALUES:
+            found[key] = _asked(each) if names else each
+        elif key in _COUNTS and isinstance(each, float) and each.is_integer():
+            found[key] = int(each)
+        elif each is not None and not (key == "uniqueItems" and each is False):
+            found[key] = _asked(each, key in _NAMED or key in _NAMED_TOO)
+    return found
 
 
 def _is_composed(schema: dict[str, Any]) -> bool:
