@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.fake_triton import FakeTriton, running
 from tests.launch_lab import Lab
 from tests.launch_runs import laboratory
 from tests.router_lab import Replicas, Router, needs_haproxy
+from tests.silence import Silence
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,23 @@ hypothesis.settings.load_profile("any-load")
 
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]  # the servers of the tests are on this machine
+
+
+_silence = Silence()
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A server that went silent costs one test's patience, not that of every later test."""
+    _silence.refuse(getattr(item, "funcargs", {}))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Look for such a server after each failure."""
+    report = yield
+    if report.failed:
+        _silence.look(getattr(item, "funcargs", {}))
+    return report
 
 
 @pytest.fixture(scope="session")
