@@ -14,6 +14,7 @@ from torch.utils.dlpack import from_dlpack
 
 from internvideo_server.engine import (
     EngineFigures,
+    Heartbeat,
     Output,
     RefusedRequestError,
     VllmOptions,
@@ -42,13 +43,20 @@ class TritonPythonModel:
         if not gpu:
             torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # a step is short: the rest is the vision tower's
         self._device = torch.device(f"cuda:{gpu}" if gpu else "cpu")
+        self._heartbeat = Heartbeat()
+        metrics = _EngineMetrics(args["model_name"], args["model_version"])
+
+        def report(figures: EngineFigures) -> None:
+            self._heartbeat.beat(figures.beats if figures.active else None)
+            metrics(figures)
+
         self._engine = load_engine(
             settings.gpt_model_path,
             self._device,
             max_queue_size=int(config.get("dynamic_batching", {}).get("default_queue_policy", {}).get("max_queue_size", 0)),
             reuse=self._reuse,
             cancellation_check_period=settings.cancellation_check_period_ms / 1000,
-            report=_EngineMetrics(args["model_name"], args["model_version"]),
+            report=report,
             on_death=_end_process,
             vllm=vllm,
             gpu_memory=settings.gpu_memory,
@@ -70,6 +78,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """End the engine."""
         self._engine.close()
+        self._heartbeat.close()  # last: the end may be stuck, too
 
     def _take(self, request: Any, sink: _ResponseSink) -> None:
         tensors: dict[str, np.ndarray[Any, Any]] = {}

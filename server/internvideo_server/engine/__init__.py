@@ -2,6 +2,7 @@
 
 from ._engine import Engine, EngineFigures, Sink, fault_text
 from ._generation import Output
+from ._heartbeat import Heartbeat
 from ._load import load_engine
 from .grammar import Guide, GuideType
 from .request import GenerationRequest, RefusedRequestError, parse_request
@@ -14,6 +15,7 @@ __all__ = [
     "GenerationRequest",
     "Guide",
     "GuideType",
+    "Heartbeat",
     "Output",
     "RefusedRequestError",
     "SamplingParams",

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 _PIECE = 64  # tokens of a prompt: what a device without memory is given at a time
 
 
-@dataclass(frozen=True)
+@dataclass
 class PagedCache:
     """The KV cache of all layers.
 
@@ -25,16 +25,19 @@ class PagedCache:
         keys: [tokens, kv_heads, head_dim] of each layer; token ``page * page_size + i`` is the page's i-th.
         values: The same for values.
         page_size: Tokens of a page.
+        writes: How often something was stored, once in each layer of each step.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     page_size: int
+    writes: int = 0
 
     def write(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
         """Store [tokens, kv_heads, head_dim] at token positions [tokens]."""
         self.keys[layer].index_copy_(0, index, key)
         self.values[layer].index_copy_(0, index, value)
+        self.writes += 1
 
 
 @dataclass(frozen=True)

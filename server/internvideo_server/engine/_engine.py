@@ -40,12 +40,14 @@ class EngineFigures:
         waiting: Those that wait for a place in it.
         cache_used: Share of the KV cache in use, 0 to 1; None: not known.
         computed_tokens: Tokens that went through the model so far; what the KV cache had did not.
+        beats: Grows while the batch computes.
     """
 
     active: int
     waiting: int
     cache_used: float | None
     computed_tokens: int
+    beats: int
 
 
 Report = Callable[[EngineFigures], None]
@@ -270,8 +272,8 @@ class Engine:
     def _tell(self) -> None:
         waiting = sum(len(work.unfinished) for work in self._works) - len(self._running)
         try:
-            batch = self._batch
-            self._report(EngineFigures(len(self._running), max(0, waiting), batch.cache_used, batch.computed_tokens))
+            batch, active = self._batch, len(self._running)
+            self._report(EngineFigures(active, max(0, waiting), batch.cache_used, batch.computed_tokens, batch.beats))
         except Exception:  # a figure must not end the thread that answers all
             _log.exception("the number of requests could not be reported")
 

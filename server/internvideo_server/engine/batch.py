@@ -47,5 +47,9 @@ class Batch(Protocol):
     def computed_tokens(self) -> int:
         """Tokens that went through the model so far: of prompts those that the KV cache had not, and those of answers."""
 
+    @property
+    def beats(self) -> int:
+        """Grows as long as it computes: a number that stands still under answers is how one sees that it is stuck."""
+
     def close(self) -> None:
         """End it; answers under way get no more outputs."""

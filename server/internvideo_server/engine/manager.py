@@ -72,7 +72,7 @@ class _PagedForward:
         self._model, self._forward = model, model.forward
         self._tables, self._io = tables, processor.inputs_and_outputs
         self._io.block_table = self._io.block_table.cpu()  # filled by single pages: one copy to the GPU is enough
-        self._cache = _layers_of(processor.cache, model.config.num_hidden_layers)
+        self.cache = _layers_of(processor.cache, model.config.num_hidden_layers)
 
     def __call__(
         self,
@@ -93,11 +93,11 @@ class _PagedForward:
             # 5.17 calls it max_seqlen_k. By kind of attention, of which there is one.
             longest = max((getattr(self._io, "max_length_k", None) or self._io.max_seqlen_k).values())
             pages = math.ceil(longest / _TOKENS_PER_PAGE)
-            step = DecodeStep(self._cache, position_ids[0], block_table[0, :, :pages].to(input_ids.device))
+            step = DecodeStep(self.cache, position_ids[0], block_table[0, :, :pages].to(input_ids.device))
             keep = torch.arange(input_ids.shape[1], device=input_ids.device)
         else:
             cu_keys = cu_seq_lens_k if isinstance(cu_seq_lens_k, torch.Tensor) else cu_seq_lens_k["full_attention"]
-            step = PackedStep(self._cache, write_index[0], read_index[0], cu_seq_lens_q, cu_keys)
+            step = PackedStep(self.cache, write_index[0], read_index[0], cu_seq_lens_q, cu_keys)
             keep = logits_to_keep
         try:
             return CausalLMOutputWithPast(logits=self._logits(step, input_ids, position_ids, keep))
@@ -241,6 +241,11 @@ class BatchManager:
     def computed_tokens(self) -> int:
         """Tokens that went through the model; see :class:`Batch`."""
         return int(self._model.forward.tokens)
+
+    @property
+    def beats(self) -> int:
+        """Layers that were computed; see :class:`Batch`."""
+        return int(self._model.forward.cache.writes)
 
     def close(self) -> None:
         """End the generation thread; requests under way fail."""

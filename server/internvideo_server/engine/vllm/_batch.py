@@ -75,7 +75,7 @@ class VllmBatch:
         self._notes: deque[Callable[[Any], None]] = deque()  # guarded by _wake
         self._closing = False
         self._running: dict[str, _Running] = {}  # the step thread's own
-        self._computed = 0
+        self._computed = self._steps = 0
         self._outputs: queue.SimpleQueue[BatchOutput] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._tokenizer_dir = Path(tempfile.mkdtemp(prefix="internvideo-tokenizer-"))
@@ -125,6 +125,11 @@ class VllmBatch:
     def computed_tokens(self) -> int:
         """Tokens that went through the model, told when an answer has its first; see ``Batch``."""
         return self._computed
+
+    @property
+    def beats(self) -> int:
+        """Steps that have ended; see ``Batch``."""
+        return self._steps
 
     def close(self) -> None:
         """End the step thread and give the GPU's memory back."""
@@ -210,6 +215,7 @@ class VllmBatch:
             if engine.has_unfinished_requests():
                 for output in engine.step():  # with asynchronous scheduling it may be empty
                     self._take(output)
+                self._steps += 1
 
     def _add(self, engine: Any, running: _Running, prompt: Any, params: Any) -> None:
         try:
