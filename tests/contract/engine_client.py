@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 import tritonclient.grpc as grpcclient
 from tritonclient.grpc import model_config_pb2
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from internvideo_server.limits import EngineLimits, LimitsError
 
 MODEL = "tensorrt_llm"
 PATIENCE_S = float(os.environ.get("CONTRACT_PATIENCE_S", "60"))
+_LEAVING_S = 5.0
 REQUIRED_OUTPUTS = ("output_ids", "sequence_length")
 LOG_PROBS = ("cum_log_probs", "output_log_probs")
 
@@ -62,27 +64,44 @@ class Answer:
 
 
 class Call:
-    """One request on a stream of its own; leaving it cancels what still runs."""
+    """One request on a stream of its own; leaving it ends what still runs, by `stop` as the adapter does.
+
+    Many calls that are cancelled at once can end Triton 2.51 (``ModelStreamInferHandler::Process``, signal 11): only the tests of
+    cancelling cancel.
+    """
 
     def __init__(self, url: str, tensors: Tensors, outputs: tuple[str, ...] | None, request_id: str) -> None:
-        self.request_id = request_id
+        self.request_id, self._tensors = request_id, tensors
         self._ended = False
         self._events: queue.Queue[Any] = queue.Queue()
         self._client = grpcclient.InferenceServerClient(url)
         self._client.start_stream(lambda result, error: self._events.put((result, error)))
-        self._client.async_stream_infer(
-            MODEL,
-            [_input(name, value) for name, value in tensors.items()],
-            request_id=request_id,
-            outputs=None if outputs is None else [grpcclient.InferRequestedOutput(name) for name in outputs],
-            enable_empty_final_response=True,
-        )
+        self._send(tensors, None if outputs is None else [grpcclient.InferRequestedOutput(name) for name in outputs])
+
+    def _send(self, tensors: Tensors, outputs: list[grpcclient.InferRequestedOutput] | None = None) -> None:
+        inputs = [_input(name, value) for name, value in tensors.items()]
+        more: dict[str, Any] = {"request_id": self.request_id, "outputs": outputs, "enable_empty_final_response": True}
+        self._client.async_stream_infer(MODEL, inputs, **more)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._ended and self.request_id:
+            with contextlib.suppress(queue.Empty, InferenceServerException):
+                self._stop()
         self.cancel()
+
+    def _stop(self) -> None:
+        """Send a `stop` behind the request, and read to the ends of both."""
+        self._send({**self._tensors, "stop": np.array([[True]])})
+        ends = 0
+        while ends < 2:
+            self._ended = False
+            try:
+                ends += self.next(_LEAVING_S).final
+            except RefusedError:
+                ends += 1
 
     def next(self, timeout: float = PATIENCE_S) -> Response:
         """The next response.
