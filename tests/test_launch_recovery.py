@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 
-from internvideo_server.launch import TritonServer, _recovery, _serve, build_backends, find_tritonserver
+from internvideo_server.launch import TritonServer, _model_control, _recovery, _serve, build_backends, find_tritonserver
 from internvideo_server.launch._restarts import Restarts, TooManyRestartsError
 from tests.launch_lab import Lab
 from tests.launch_runs import Serving, model_answers, of_run, started, state_of, stub_of, until
@@ -188,6 +188,22 @@ def test_a_tritonserver_that_stands_still_is_found_when_the_adapter_suspects_it(
         until(lambda: state_of(server)["status"] == "serving")
         assert model_answers(server, "vit")
         assert set(state_of(server)["deaths"]) == {"tritonserver"}
+
+
+def test_a_tritonserver_that_lets_nothing_through_to_a_new_process_is_ended(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream handler may hang while it says that it lives."""
+    with started(lab) as server:
+        first = of_run(lab, "bin/tritonserver")[0]
+
+        def answers(_control: object, model: str, _timeout_s: float) -> bool:
+            return model != "vit" or not first.is_running()
+
+        monkeypatch.setattr(_model_control.ModelControl, "answers", answers)
+        for name in ("vit", "tritonserver"):
+            server.repository.with_name("suspect").touch()
+            until(lambda: state_of(server)["deaths"].get(name) == 1)  # noqa: B023
+            until(lambda: state_of(server)["status"] == "serving")
+        assert set(state_of(server)["deaths"]) == {"vit", "tritonserver"}
 
 
 def test_an_adapter_that_stands_still_is_started_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ _TICK_S = 0.1
 _PROBE_S = 5.0
 _WITHOUT_PROCESS_S = 10.0  # of a model that is being loaded
 _WATCH_EVERY_S, _WATCHES = 10.0, 3
+_DEAF_AGAIN_S = 120.0  # a new process that is deaf so soon: its server may be, which lets nothing through to it
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Recovery:
         self._changed = threading.Condition()  # held to change what follows
         self._down: dict[str, Death] = {}
         self._suspected = False
+        self._deaf: dict[str, float] = {}  # when a model was last ended for it
         self._closing = False
         self._ended: str | None = None
         self._threads = [
@@ -137,6 +139,12 @@ class Recovery:
             return
         for model, pid in self._supervisor.stubs.items():
             if not self.is_down(model) and not self.is_down(TRITON) and not self._control.answers(model, _PROBE_S):
+                again = time.monotonic() - self._deaf.get(model, -_DEAF_AGAIN_S) < _DEAF_AGAIN_S
+                self._deaf[model] = time.monotonic()
+                if again:
+                    self._tell(f"model {model} does not answer though it was loaded anew")
+                    self._end_deaf(TRITON, _PROBE_S)
+                    return
                 self._end_deaf(model, _PROBE_S, f"the process of model {model} ({pid})")
 
     def _watch(self) -> None:
