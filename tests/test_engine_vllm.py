@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from internvideo_server.engine import VllmOptions, load_engine
+from internvideo_server.engine.vllm._batch import tokens_a_step
 from internvideo_server.engine.vllm._bias import bias_fields
 from internvideo_server.engine_directory import EngineKind
 from internvideo_server.export.language_model import Dtype
@@ -50,6 +52,12 @@ def test_options_reach_the_backend_through_the_models_parameters() -> None:
     assert (options.quantization, options.tensor_parallel_size, options.gpu_memory) == ("fp8", 2, 40.5)
     expected = {"max_num_batched_tokens": 4096, "enforce_eager": True, "load_format": "dummy", "x": {"a": "b=c"}}
     assert options.engine_args == expected
+
+
+@pytest.mark.parametrize(("frames", "tokens"), [(80, 8192), (160, 8192), (512, 1024), (1024, 1024)])
+def test_no_step_is_long_where_prompts_are(frames: int, tokens: int) -> None:
+    limits = replace(REAL, max_prompt_embedding_table_size=REAL.max_batch_size * 16 * frames)
+    assert tokens_a_step(limits) == tokens
 
 
 @pytest.mark.parametrize("text", ["enforce_eager", "=1", "two words=1", ""])
