@@ -30,8 +30,8 @@ from ._options import VllmOptions
 
 _log = logging.getLogger(__name__)
 _TOKENS_A_STEP = 8192  # several whole prompts
-# All others wait for a long prompt's step. Beside videos of 1,024 frames, streams of text stood still for 469 ms where it took the
-# whole prompt, for 139 with 2,048 tokens and for 71 with these (H200, bfloat16).
+# All others wait for a long prompt's step. Beside videos of 1,024 frames, streams of text stood still for 469 ms where it took
+# the whole prompt, for 139 with 2,048 tokens and for 71 with these (H200, bfloat16).
 _SHORT_ROWS, _TOKENS_BESIDE_LONG = 2560, 1024
 _GRAPH_SIZES = [1, 2, 4, 8, *range(16, 129, 8)]
 
