@@ -252,31 +252,32 @@ def provenance() -> str:
 
 def front(words: dict[str, str]) -> str:
     """README's table; ``words``: its language."""
-    find = partial(cell, method="no caches", frames=80)
-    fast, small = "end_to_end_vllm", "end_to_end_vllm_fp8"
-    old = partial(cell, "end_to_end_old_method", method="old method")
+    past, fast, small = "end_to_end_old_method", "end_to_end_vllm", "end_to_end_vllm_fp8"
+
+    def chains(what: str, column: str, unit: str, method: str = "no caches", scale: float = 1.0, streams: int = 1) -> list[str]:
+        old = cell(past, column, unit, scale, method="old method") if streams == 1 else "-"
+        wanted: dict[str, Any] = {"method": method, "frames": 80, "streams": streams}
+        return [what, old, *(cell(name, column, unit, scale, **wanted) for name in (fast, small))]
+
+    lengths = [[words["long"].format(number(n)), "-", cell("long", "first token s", "s", frames=n), "-"] for n in (512, 1024)]
+    tower = (cell("vision", "ms", "ms", frames=80, method=method) for method in ("old method", "server", "server, FP8"))
+    decode = (cell("decode_16_cores", "s", "s", method=method) for method in ("old method", "server"))
     rows = [
-        {"": words["first"], "old": old("first token s", "s"), "bf16": find(fast, "first token s", "s", streams=1)},
-        *(
-            {"": words["rate"].format(n), "old": old("videos/s") if n == 1 else "-", "bf16": find(fast, "videos/s", streams=n)}
-            for n in (1, 16, 64)
-        ),
-        {"": words["tower"], "old": cell("vision", "ms", "ms", frames=80, method="old method")},
-        {"": words["decode"], "old": cell("decode_16_cores", "s", "s", method="old method")},
+        chains(words["first"], "first token s", "s"),
+        *lengths,
+        chains(words["second"], "second turn s", "ms", "server", 1e3),
+        *(chains(words["rate"].format(n), "videos/s", "", streams=n) for n in (1, 16, 64)),
+        [words["tower"], *tower],
+        [words["decode"], *decode, "-"],
     ]
-    rows[0]["fp8"] = find(small, "first token s", "s", streams=1)
-    for row, n in zip(rows[1:4], (1, 16, 64), strict=True):
-        row["fp8"] = find(small, "videos/s", streams=n)
-    rows[4] |= {
-        f"{kind}": cell("vision", "ms", "ms", frames=80, method=m) for kind, m in (("bf16", "server"), ("fp8", "server, FP8"))
-    }
-    rows[5] |= {"bf16": cell("decode_16_cores", "s", "s", method="server"), "fp8": ""}
-    titles = {"": "", "old": words["old"], "bf16": words["bf16"], "fp8": words["fp8"]}
-    return "\n".join(table([{titles[key]: row[key] for key in titles} for row in rows]))
+    titles = ["", words["old"], words["bf16"], words["fp8"]]
+    return "\n".join(table([dict(zip(titles, row, strict=True)) for row in rows]))
 
 
 ENGLISH = {
     "first": "first token over HTTP",
+    "long": "the same, {} frames",
+    "second": "second turn about 80 frames, caches on",
     "rate": "videos/s, streams at once: {}",
     "tower": "vision tower",
     "decode": "decode and resize, 16 cores",
@@ -286,6 +287,8 @@ ENGLISH = {
 }
 CHINESE = {
     "first": "经 HTTP 的首个词元",
+    "long": "同上，{} 帧",
+    "second": "80 帧的第二轮，启用缓存",
     "rate": "每秒视频数，并发 {} 路",
     "tower": "视觉塔",
     "decode": "解码与缩放，16 核",
