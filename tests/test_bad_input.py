@@ -99,7 +99,7 @@ def test_a_url_outside_of_what_is_allowed(http: httpx2.Client, url: str) -> None
     refused(http, {"type": "video_url", "video_url": {"url": url}})
 
 
-@pytest.mark.parametrize("num_frames", [0, -3, 10**9, 132, 2.5, "8", None.__class__.__name__])
+@pytest.mark.parametrize("num_frames", [0, -3, 10**9, 132, 2.5, "eight", None.__class__.__name__])
 def test_a_number_of_frames_that_cannot_be(http: httpx2.Client, media_dir: Path, num_frames: object) -> None:
     error = refused(http, video_part(media_dir / "v0.mp4", num_frames=num_frames))
     assert error["param"] == "messages.0.content.0.video_url.num_frames"
