@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -23,6 +24,9 @@ from tests.launch_lab import Lab
 from tests.launch_runs import laboratory
 from tests.router_lab import Replicas, Router, needs_haproxy
 from tests.silence import Silence
+
+# A shell's background jobs ignore it, and programs inherit that: then those that tests end so would live on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
