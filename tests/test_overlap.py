@@ -34,7 +34,7 @@ from internvideo_server.metrics import Meter
 from internvideo_server.preprocessing.frame_store import FrameStore, NamedMedia
 from internvideo_server.preprocessing.frame_stream import FrameStream, hand_over
 from internvideo_server.preprocessing.media import Media, MediaPolicy
-from internvideo_server.preprocessing.video import DecodedMedia, DecodeRequest, FrameDecoder, FrameSampling
+from internvideo_server.preprocessing.video import DecodedMedia, DecodeLimits, DecodeRequest, FrameDecoder, FrameSampling
 from internvideo_server.vit.embedder import Embedder, NamedFrames
 from internvideo_server.vit.scheduler import TowerQueue
 from internvideo_server.vit.table_buffers import RegionPool
@@ -55,10 +55,10 @@ def decoder() -> Iterator[FrameDecoder]:
 class Chain:
     """The two sides of the socket, and a tower."""
 
-    def __init__(self, decoder: FrameDecoder, frames_mb: int, embeddings: int = 1 << 30) -> None:
+    def __init__(self, decoder: FrameDecoder, frames_mb: int, embeddings: int = 1 << 30, most_frames: int = 128) -> None:
         self.tower, self.meter, name = LabTower(), Meter(), secrets.token_hex(16)
         self.store = FrameStore(decoder, frames_mb << 20, Meter())
-        pool = RegionPool(4, 128 * 16 * 8 * 4, "test_", self.tower.device, self.meter)
+        pool = RegionPool(4, most_frames * 16 * 8 * 4, "test_", self.tower.device, self.meter)
         self.embedder = Embedder(self.tower, pool, embeddings, self.meter)
         self.server, self.client = HandoffServer(self.embedder.reservations, name), HandoffClient(name)
 
@@ -102,7 +102,7 @@ def without_caches(decoder: FrameDecoder) -> Iterator[Chain]:
 
 
 def first_pixels(path: Path, frames: int = 16) -> list[int]:
-    with FrameDecoder(1) as own, FrameBuffer() as buffer, path.open("rb") as file:
+    with FrameDecoder(1, DecodeLimits(max_frames=512)) as own, FrameBuffer() as buffer, path.open("rb") as file:
         own.decode(file.fileno(), DecodeRequest(sampling=FrameSampling(num_frames=frames)), buffer)
         return [int(value) for value in buffer.frames()[:, 0, 0, 0]]
 
@@ -159,6 +159,60 @@ def test_frames_that_are_kept_nowhere_go_as_they_are_used(without_caches: Chain)
     assert pixels == first_pixels(V0, 32)
     assert os.fstat(stream.buffer.fd).st_size == 32 * FRAME_BYTES
     assert os.fstat(stream.buffer.fd).st_blocks == 0
+
+
+@pytest.fixture
+def long_videos() -> Iterator[Chain]:
+    with FrameDecoder(1, DecodeLimits(max_frames=512)) as decoder:
+        made = Chain(decoder, 0, 0, 512)
+        yield made
+        made.tower.run()
+        made.close()
+
+
+def resting(decoder: FrameDecoder) -> bool:
+    pids = decoder.worker_pids
+    return bool(pids) and Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_decoder_waits_for_a_slower_tower_so_that_the_host_holds_no_whole_video(long_videos: Chain) -> None:
+    long_videos.tower.hold()
+    named = long_videos.name(V1, 512)
+    reservation, stream, _ = long_videos.hand_over(named)
+    asked = in_thread(lambda: long_videos.rows(named, reservation))
+    until(lambda: resting(long_videos.store._decoder), "the decoder goes on")
+    assert os.fstat(stream.buffer.fd).st_blocks * 512 < 256 * FRAME_BYTES
+    long_videos.tower.run()
+    assert asked.result(60)[0] == first_pixels(V1, 512)
+    assert os.fstat(stream.buffer.fd).st_blocks == 0
+
+
+def test_a_decoder_that_waits_for_the_tower_ends_with_its_request(long_videos: Chain) -> None:
+    long_videos.tower.hold()
+    named = long_videos.name(V1, 512)
+    reservation, _, _ = long_videos.hand_over(named)
+    deadline = Deadline()
+    asked = in_thread(lambda: long_videos.rows(named, reservation, deadline))
+    until(lambda: resting(long_videos.store._decoder), "the decoder goes on")
+    long_videos.store.stop("request")
+    deadline.cancel()
+    until(lambda: not long_videos.store._decoding, "the decoding goes on")
+    long_videos.tower.run()
+    with pytest.raises(ServingError, match="cancelled"):
+        asked.result(60)
+    named = long_videos.name(V0, 16)
+    reservation, _, _ = long_videos.hand_over(named, "next")
+    assert long_videos.rows(named, reservation)[0] == first_pixels(V0)
+
+
+def test_frames_that_are_kept_are_decoded_however_slow_the_tower_is(chain: Chain) -> None:
+    chain.tower.hold()
+    named = chain.name(V1, 128)
+    reservation, _, _ = chain.hand_over(named)
+    asked = in_thread(lambda: chain.rows(named, reservation))
+    until(lambda: not chain.store._decoding, "the decoder waits")
+    chain.tower.run()
+    assert asked.result(60)[0] == first_pixels(V1, 128)
 
 
 def test_kept_frames_are_whole_for_the_next_request(chain: Chain) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from internvideo_server.deadline import Deadline
 from internvideo_server.errors import ServingError
 from internvideo_server.frame_buffer import FrameBuffer
-from internvideo_server.handoff import FramePart, MoreFrames
+from internvideo_server.handoff import FramePart, Held, MoreFrames
 from internvideo_server.limits import EngineLimits
 from internvideo_server.metrics import Meter
 from internvideo_server.preprocessing.chat import word_list
@@ -65,9 +65,9 @@ class VitReservation:
             self.number = self.number or 9
         return self.vit.takes
 
-    def tell(self, more: MoreFrames) -> bool:
+    def tell(self, more: MoreFrames) -> Held:
         self.vit.told.append(more)
-        return True
+        return Held()
 
     def release(self) -> None:
         if self.number:

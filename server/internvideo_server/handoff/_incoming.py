@@ -34,12 +34,14 @@ class IncomingFrames:
         frame_count: As given.
         groups: Numbers of the groups of 4 frames that are whole, in the order in which they came; it only grows.
         ending: None: more is to come.
+        used_frames: How many are not read again.
     """
 
     def __init__(self, buffer: FrameBuffer, frame_count: int, *, frees: bool = False) -> None:
         self._buffer, self.frame_count, self._frees = buffer, frame_count, frees
         self.groups: list[int] = []
         self.ending: Ending | None = None
+        self.used_frames = 0
         self._seen: set[int] = set()
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -94,6 +96,7 @@ class IncomingFrames:
         self._buffer.read(first, into)
 
     def used(self, first: int, count: int) -> None:
-        """The frames are not read again."""
+        """The frames are not read again. One thread's."""
+        self.used_frames += count
         if self._frees:
             self._buffer.free(first, count)

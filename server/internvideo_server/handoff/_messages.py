@@ -134,11 +134,13 @@ class Held:
     Attributes:
         keys: Of what is held by the message.
         wanted: Whether a request waits for the stream.
+        used: How many of the stream's frames are not read again.
     """
 
     __pydantic_config__ = _BINARY
     keys: tuple[bytes, ...] = ()
     wanted: bool = True
+    used: int = 0
 
 
 Question = HoldEmbeddings | HoldFrames | MoreFrames | Release

@@ -99,7 +99,8 @@ class HandoffServer:
                 incoming = self._streams.get(stream)
                 if incoming is not None:
                     incoming.add(groups, ending)
-                return Held(wanted=incoming is not None)
+                    return Held(used=incoming.used_frames)
+                return Held(wanted=False)
             case Release(reservation):
                 self._reservations.claim(reservation)
                 return Held()
@@ -181,10 +182,9 @@ class Reservation:
             self.number = self._own
         return taken
 
-    def tell(self, more: MoreFrames) -> bool | None:
-        """Of streams that were held: whether a request still waits for it; None: there was no answer."""
-        answer = self._client.ask(more)
-        return None if answer is None else answer.wanted
+    def tell(self, more: MoreFrames) -> Held | None:
+        """Of streams that were held; None: there was no answer."""
+        return self._client.ask(more)
 
     def release(self) -> None:
         """Let go of what is held, if anything is; unheard, it ends at the deadline."""

@@ -236,8 +236,8 @@ class _Progress:
         self._store.planned(self._named, self._stream, planned)
         self._stream.plan(planned)
 
-    def add(self, groups: list[int]) -> None:
-        self._stream.add(groups)
+    def add(self, groups: list[int]) -> int:
+        return self._stream.add(groups)
 
 
 def _of(error: ServingError, param: str | None) -> ServingError:

@@ -12,7 +12,7 @@ from typing import Protocol
 from internvideo_server.deadline import POLL_SECONDS, Deadline
 from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.frame_buffer import FrameBuffer
-from internvideo_server.handoff import Ending, Fault, FramePart, MoreFrames
+from internvideo_server.handoff import Ending, Fault, FramePart, Held, MoreFrames
 from internvideo_server.limits import FRAMES_PER_GROUP
 
 from .video import DecodedMedia
@@ -28,8 +28,8 @@ class Receiver(Protocol):
         """Leave frames for the request."""
         ...
 
-    def tell(self, more: MoreFrames) -> bool | None:
-        """Tell of streams that were left; False: nobody waits for this one."""
+    def tell(self, more: MoreFrames) -> Held | None:
+        """Tell of streams that were left; None: there was no answer."""
         ...
 
 
@@ -55,6 +55,7 @@ class FrameStream:
         self._kept = True
         self._groups: list[int] = []
         self._told = 0  # of them, to `vit`
+        self._used: int | None = None  # of the frames, which go when `vit` has used them; None: they stay
         self._receiver: Receiver | None = None
         self._ending: Ending | None = None
         self._error: ServingError | None = None
@@ -93,11 +94,16 @@ class FrameStream:
             self.planned = planned
             self._changed.notify_all()
 
-    def add(self, groups: list[int]) -> None:
-        """The decoder's: these groups are whole."""
+    def add(self, groups: list[int]) -> int:
+        """The decoder's: these groups are whole.
+
+        Returns:
+            Frames that wait for the tower, in memory that goes when it has used them; 0 where it stays.
+        """
         with self._changed:
             self._groups += groups
             self._tell()
+            return 0 if self._receiver is None or self._used is None else self._told * FRAMES_PER_GROUP - self._used
 
     def finish(self, decoded: DecodedMedia, seconds: float) -> None:
         """The decoder's: all is there.
@@ -172,10 +178,13 @@ class FrameStream:
     def _tell(self) -> None:
         if self._receiver is None:
             return
-        wanted = self._receiver.tell(MoreFrames(self._number, tuple(self._groups[self._told :]), self._ending))
-        if wanted:
+        answer = self._receiver.tell(MoreFrames(self._number, tuple(self._groups[self._told :]), self._ending))
+        if answer is None:
+            return
+        if answer.wanted:
             self._told = len(self._groups)
-        if wanted is False or (wanted and self._ending is not None):
+            self._used = None if self._used is None else answer.used
+        if not answer.wanted or self._ending is not None:
             self._receiver = None
             for name, deadline in self._waiters:
                 if name:
@@ -210,9 +219,9 @@ def hand_over(
             parts.append((part, stream.buffer))
         if not receiver.hold_frames(parts):
             return False
-        for stream in streams.values():
+        for stream, (part, _) in zip(streams.values(), parts, strict=True):
             if stream._ending is None:
-                stream._told, stream._receiver = len(stream._groups), receiver
+                stream._told, stream._receiver, stream._used = len(stream._groups), receiver, 0 if part.frees else None
                 stream._waiters.append((request_id or "-", Deadline(deadline.at)))
             stream.leave(deadline)
         return True

@@ -27,7 +27,7 @@ from internvideo_server.errors import ErrorCode, ServingError
 from internvideo_server.frame_buffer import FrameBuffer
 from internvideo_server.limits import FRAMES_PER_GROUP
 
-from ._forks import ForkServer, WorkerDiedError, find_python
+from ._forks import ForkServer, WorkerDiedError, check_open, find_python
 from ._process import WorkerProcess
 from ._request import IMAGE_FRAMES, DecodedMedia, DecodeLimits, DecodeRequest
 
@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 120.0  # of a decoder on a GPU, on a busy machine
 _MEDIA_PER_WORKER = 1  # so that no medium meets what another left behind
 _MEDIA_PER_GPU_WORKER = 100  # there a start takes as long as a decode
+_MOST_AHEAD = 128  # frames that wait for the tower where each goes when it is used: 77 MB; a GPU's needs 25 ms for 16 of them
+_PAUSE_SECONDS = 0.01  # in which a GPU's tower uses 6 frames
 _MAX_THREADS = 16  # more decoding threads gain nothing and cost a frame of memory each
 
 
@@ -44,8 +46,12 @@ class Progress(Protocol):
     def plan(self, planned: DecodedMedia) -> None:
         """What will be decoded; the damage is not known yet."""
 
-    def add(self, groups: list[int]) -> None:
-        """These groups of 4 frames are whole: numbers from the medium's first, each once."""
+    def add(self, groups: list[int]) -> int:
+        """These groups of 4 frames are whole: numbers from the medium's first, each once.
+
+        Returns:
+            Frames that wait to be used, in memory that goes then; 0 where it stays.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +162,11 @@ class FrameDecoder:
             self._active += 1
             message["threads"] = max(1, self._threads // self._active)
         answer: dict[str, Any] = {}
-        at = time.monotonic() + self.limits.timeout_s
         try:
             if self._closed.is_set():
                 raise ServingError(ErrorCode.CANCELLED, "the server is shutting down")
             news = _News(progress, partial(self._check, request), request.param)
-            limit = Deadline(min(at, deadline.at), deadline.cancelled)
-            answer = self._ask(worker, message, (medium_fd, buffer.fd), limit, news)
+            answer = self._ask(worker, message, (medium_fd, buffer.fd), deadline, news)
         except ServingError as error:
             if error.code is not ErrorCode.DEADLINE_EXCEEDED or deadline.expired():
                 raise
@@ -256,24 +260,37 @@ class FrameDecoder:
         if not 0 < decoded.frame_count <= most or len(decoded.indices) != decoded.frame_count:
             raise ValueError(f"{decoded.frame_count} frames")
 
-    @staticmethod
     def _ask(
-        worker: WorkerProcess, message: dict[str, Any], fds: tuple[int, ...], deadline: Deadline, news: _News
+        self, worker: WorkerProcess, message: dict[str, Any], fds: tuple[int, ...], deadline: Deadline, news: _News
     ) -> dict[str, Any]:
         """One job."""
+        limit = Deadline(min(time.monotonic() + self.limits.timeout_s, deadline.at), deadline.cancelled)
         try:
             worker.start()  # no-op unless it could not be started last time
-            worker.wait_ready(deadline)
+            worker.wait_ready(limit)
             worker.send(message, fds)
-            while news.take(answer := worker.receive(deadline)):
+            while news.take(answer := worker.receive(limit)):
                 if not worker.has_more():
                     news.tell()
+                    if news.ahead > _MOST_AHEAD:
+                        limit.at = min(limit.at + self._rest(worker, deadline, news), deadline.at)
             return answer
         except OSError as error:
             raise WorkerDiedError(f"it cannot be started: {error.strerror}") from None
         except (ServingError, WorkerDiedError):
             worker.kill()  # at once: what nobody wants any more takes no time of others
             raise
+
+    def _rest(self, worker: WorkerProcess, deadline: Deadline, news: _News) -> float:
+        """Let the tower use half of what waits for it; the seconds that this took are not the decoder's."""
+        began = time.monotonic()
+        with worker.paused():
+            while news.ahead > _MOST_AHEAD // 2:
+                check_open(self._closed)
+                deadline.check("decoding the media")
+                self._closed.wait(_PAUSE_SECONDS)
+                news.tell()
+        return time.monotonic() - began
 
 
 class _News:
@@ -284,11 +301,12 @@ class _News:
         self._planned: DecodedMedia | None = None
         self._seen: set[int] = set()
         self._untold: list[int] = []
+        self.ahead = 0
 
     def tell(self) -> None:
-        """Hand on the groups that came since the last time."""
-        if self._untold and self._progress is not None and self._planned is not None:
-            self._progress.add(self._untold)
+        """Hand on the groups that came since the last time, and ask how many frames wait for their use."""
+        if self._progress is not None and self._planned is not None:
+            self.ahead = self._progress.add(self._untold)
             self._untold = []
 
     def take(self, message: dict[str, Any]) -> bool:

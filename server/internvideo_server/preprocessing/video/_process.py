@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from internvideo_server.deadline import Deadline
@@ -93,6 +96,20 @@ class WorkerProcess:
         readable = select.poll()
         readable.register(self._socket(), select.POLLIN)
         return bool(readable.poll(0))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It does nothing while the context is open."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock, suppress(ProcessLookupError):
+            if self._fork is not None:
+                os.kill(self._fork.pid, number)
 
     def kill(self) -> None:
         """End the process at once, whatever it does. A thread that waits for its answer sees the end."""
