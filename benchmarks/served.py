@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import typer
 
-from internvideo_server.launch import RunningServer, resolve_ports, start
-from internvideo_server.settings import RouterSettings, ServeSettings, arguments_of
+from internvideo_server.launch import start, statuses
+from internvideo_server.settings import ServeSettings, arguments_of
 
 FREE_PORTS: dict[str, Any] = dict.fromkeys(("port", "triton_grpc_port", "triton_metrics_port"), 0)
 _PATIENCE_S = 60.0
@@ -33,39 +33,38 @@ class Served:
 
 @contextmanager
 def served(options: ServeSettings, replicas: int = 1) -> Iterator[Served]:
-    """Start one server, or ``replicas`` of them, each on a GPU of its own where there are GPUs, behind the router."""
+    """Start one server, or with ``replicas`` so many of them behind the router, as ``internvideo serve`` does."""
     began = time.perf_counter()
 
     def report(line: str) -> None:
         typer.echo(f"{time.perf_counter() - began:6.1f} s  {line}", err=True)
 
-    with ExitStack() as stack:
-        servers: list[RunningServer] = []
-        for number in range(replicas):
-            device = options.device if options.device == "cpu" or replicas == 1 else f"cuda:{number}"
-            own = {"device": device, "replica_name": f"r{number}"} if replicas > 1 else {}
-            servers.append(stack.enter_context(start(options.model_copy(update={**FREE_PORTS, **own}), report=report)))
-        url = servers[0].openai_url
-        if replicas > 1:
-            url = stack.enter_context(_router([f"r{number}={server.adapter_url}" for number, server in enumerate(servers)]))
-        yield Served(url, time.perf_counter() - began, lambda: [pid for server in servers for pid in server.processes()])
+    if replicas > 1:
+        with _several(options, replicas) as (url, processes):
+            yield Served(url, time.perf_counter() - began, lambda: processes)
+    else:
+        with start(options.model_copy(update=FREE_PORTS), report=report) as server:
+            yield Served(server.openai_url, time.perf_counter() - began, server.processes)
 
 
 @contextmanager
-def _router(replicas: list[str]) -> Iterator[str]:
-    """``internvideo router`` in a process of its own; the URL of its API."""
-    ports = resolve_ports({"port": ("127.0.0.1", 0), "metrics": ("127.0.0.1", 0)})
-    with tempfile.TemporaryDirectory(prefix="router-") as folder:
-        settings = RouterSettings(
-            replica=tuple(replicas), router_directory=Path(folder) / "r", port=ports["port"], metrics_port=ports["metrics"]
-        )
-        command = [sys.executable, "-m", "internvideo_client.cli", "router", *arguments_of(settings)]
-        with subprocess.Popen(command) as process:
-            try:
-                wait_for(f"http://127.0.0.1:{settings.metrics_port}/health/ready", process)
-                yield f"http://127.0.0.1:{settings.port}/v1"
-            finally:
-                process.terminate()
+def _several(options: ServeSettings, replicas: int) -> Iterator[tuple[str, list[int]]]:
+    """URL and processes of ``serve --replicas``, in a process of its own."""
+    name = f"benchmark-{os.getpid()}"
+    settings = options.model_copy(update={**FREE_PORTS, "replicas": str(replicas), "name": name})
+    command = [sys.executable, "-m", "internvideo_client.cli", "serve", *arguments_of(settings)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            while (
+                front := next((run for run in statuses() if run.record.name == name), None)
+            ) is None or front.status != "serving":
+                if process.poll() is not None:
+                    raise RuntimeError(f"{shlex.join(command)} ended with exit code {process.returncode}")
+                time.sleep(0.1)
+            runs = [run for run in statuses() if front.record.run_id in (run.record.run_id, run.record.group)]
+            yield front.record.urls["openai"], [pid for run in runs for pid in (run.record.pid, *run.processes)]
+        finally:
+            process.terminate()
 
 
 def wait_for(url: str, process: subprocess.Popen[Any], patience_s: float = _PATIENCE_S) -> None:
