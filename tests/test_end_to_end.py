@@ -56,7 +56,10 @@ def test_the_openai_sdk_gets_the_same_answer_plain_and_streamed(server: RunningS
     assert plain.usage.model_extra["internvideo"]["decode_ms"] > 0
     assert plain.usage.model_extra["internvideo"]["cached_frames"] == 0
     assert chunks[-1].usage.model_extra["internvideo"]["cached_frames"] == 8
-    assert [model.id for model in sdk.models.list()] == [MODEL]
+    (model,) = sdk.models.list()
+    assert model.id == MODEL
+    told = model.model_dump()
+    assert told["max_frames"] == 128 and told["max_model_len"] >= 128 * 16
 
 
 def test_a_stream_ends_with_done(server: RunningServer) -> None:

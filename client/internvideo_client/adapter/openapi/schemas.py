@@ -189,7 +189,15 @@ FRAMES = _object(
     }
 )
 MODEL = _object(
-    {"id": TEXT, "object": _word("model"), "created": TIME, "owned_by": TEXT, "root": TEXT, "max_model_len": COUNT},
+    {
+        "id": TEXT,
+        "object": _word("model"),
+        "created": TIME,
+        "owned_by": TEXT,
+        "root": TEXT,
+        "max_model_len": COUNT,
+        "max_frames": COUNT,
+    },
 )
 MODELS = _object({"object": _word("list"), "data": _list_of(MODEL)})
 TOKENS = _object(

@@ -37,6 +37,7 @@ def _card(context: Context, name: str) -> dict[str, Any]:
         "owned_by": "OpenGVLab",
         "root": context.model_names[0],
         "max_model_len": context.engine.context_length,
+        "max_frames": context.max_frames,
     }
 
 
