@@ -124,8 +124,33 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_most_frames_that_fit(real: 
     assert settled(real, CUDA, gpu(24), llm_engine="embedded", max_frames=largest).max_frames == largest
     with pytest.raises(LaunchError, match="at most --max-frames"):
         settled(real, CUDA, gpu(24), llm_engine="embedded", max_frames=largest + 4)
-    with pytest.raises(LaunchError, match="no length fits; --llm-quantization fp8 halves the weights"):
-        settled(real, CUDA, gpu(12))
+    with pytest.raises(LaunchError, match="no length fits$"):
+        settled(real, CUDA, gpu(12), llm_engine="embedded")
+
+
+def test_an_engine_directory_that_is_too_large_for_the_gpu_is_refused_before_it_is_loaded(real: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    (engine / "llama").mkdir(parents=True)
+    with (engine / "llama" / "model.safetensors").open("wb") as weights:
+        weights.truncate(14 * GIB)  # without a byte on the disk
+    build = {"max_batch_size": 2, "max_input_len": 8191, "max_seq_len": 8192, "max_num_tokens": 8192}
+    build["max_prompt_embedding_table_size"] = 2 * 128 * 16
+    shape = {"architecture": "LlamaForCausalLM", "dtype": "bfloat16", "vocab_size": 92553, "hidden_size": 4096}
+    (engine / "config.json").write_text(json.dumps({"pretrained_config": shape, "build_config": build}))
+    assert settled(real, CUDA, gpu(40), llm_engine="embedded", engine=engine).max_frames == 128
+    with pytest.raises(LaunchError, match=r"the engine .*engine, which takes .* tokens, needs .* GiB of the GPU"):
+        settled(real, CUDA, gpu(12), llm_engine="embedded", engine=engine)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"llm_quantization": "fp8"}, {"kv_cache_dtype": "fp8"}, {"tensor_parallel_size": 2}, {"engine_arg": ("seed=1",)}],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_is_vllms_is_refused_with_another_engine(real: Path, option: dict[str, Any]) -> None:
+    name = next(iter(option)).replace("_", "-")
+    with pytest.raises(LaunchError, match=f"--{name} is for vLLM, and the language model runs on embedded"):
+        settled(real, CUDA, gpu(140), llm_engine="embedded", **option)
 
 
 @pytest.mark.parametrize(

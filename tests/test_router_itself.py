@@ -54,22 +54,41 @@ def test_with_no_replica_it_says_so_in_openai_s_words(tmp_path: Path) -> None:
         assert httpx2.get(f"{router.own_url}/health/ready", trust_env=False).status_code == 503
 
 
+def kill_haproxy(router: Router) -> None:
+    old = router.haproxy
+    os.kill(old, signal.SIGKILL)
+
+    def back() -> bool:
+        try:
+            return router.haproxy != old
+        except LaunchError:
+            return False
+
+    until(back, "haproxy was not started again")
+
+
 def test_haproxy_that_was_killed_is_started_again_with_the_replicas_of_now(replicas: Replicas, tmp_path: Path) -> None:
     with Router(tmp_path, replicas.options[:1]) as router:
         add(router.directory, replicas.options[1])
-        old = router.haproxy
-        os.kill(old, signal.SIGKILL)
-
-        def back() -> bool:
-            try:
-                return router.haproxy != old
-            except LaunchError:
-                return False
-
-        until(back, "haproxy was not started again")
+        kill_haproxy(router)
         assert set(router.servers()) == {"r-0", "r-1"}
         with asking(router.url) as http:
             assert http.post(CHAT, json=request(video("https://k.example/a"))).status_code == 200
+
+
+def test_a_replica_that_was_drained_rests_also_after_haproxy_was_killed(replicas: Replicas, tmp_path: Path) -> None:
+    with Router(tmp_path, replicas.options[:2]) as router, asking(router.url) as http:
+        assert drain(router.directory, "r-1", 10.0) == 0
+        kill_haproxy(router)
+        router.wait_for("r-0", "UP")
+        assert router.servers()["r-1"].status == "MAINT"
+        for number in range(6):
+            answer = http.post(CHAT, json=request(video(f"https://k.example/{number}")))
+            assert (answer.status_code, answer.headers["x-internvideo-replica"]) == (200, "r-0")
+        add(router.directory, replicas.options[1])
+        router.wait_for("r-1", "UP")
+        kill_haproxy(router)
+        router.wait_for("r-1", "UP")
 
 
 def test_a_signal_lets_requests_end_and_takes_no_new_ones(replicas: Replicas, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from internvideo_server.export.language_model import MAX_BATCH_SIZE
 from internvideo_server.gpus import Gpu
 from internvideo_server.limits import TOKENS_PER_FRAME, EngineLimits, LimitsError
 from internvideo_server.memory import GIB, MIB, Deployment, MemoryNeed, budget, deployment_of, embedding_cache_bytes
-from internvideo_server.settings import RepositorySettings
+from internvideo_server.settings import RepositorySettings, VllmSettings, flag
 
 from ._device import Device
 from ._errors import LaunchError
@@ -72,8 +72,17 @@ def _deployment(options: RepositorySettings, checkpoint: Path, device: Device) -
         dtype = device.default_dtype if options.dtype == "auto" else options.dtype
         found = Deployment(config, dtype, MAX_BATCH_SIZE, options.cuda_region_count, region_bytes=region)
     if kind is not EngineKind.VLLM:
+        _check_nothing_for_vllm(options, kind)
         return found, limits
     return found.on_vllm(options.llm_quantization, options.kv_cache_dtype, options.tensor_parallel_size), limits
+
+
+def _check_nothing_for_vllm(options: RepositorySettings, kind: EngineKind) -> None:
+    for name in set(VllmSettings.model_fields) - {"gpu_memory"}:
+        if getattr(options, name) != RepositorySettings.model_fields[name].default:
+            raise LimitsError(
+                f"{flag(name)} is for vLLM, and the language model runs on {kind}: leave it out, or see --llm-engine"
+            )
 
 
 def _room(options: RepositorySettings, device: Device, gpus: Sequence[Gpu]) -> int | None:
@@ -88,20 +97,32 @@ def _room(options: RepositorySettings, device: Device, gpus: Sequence[Gpu]) -> i
 
 def _context(options: RepositorySettings, limits: EngineLimits | None, deployment: Deployment, room: int | None) -> Context:
     carried, length = CPU_FRAMES if room is None else GPU_FRAMES, options.wanted_length
-    if limits is not None:
-        return _engines_own(options, limits, carried)
-    context = Context.of(options.max_frames, length, carried)
-    if room is None or deployment.need(context).least <= room:
+    context = Context.of(options.max_frames, length, carried) if limits is None else _engines_own(options, limits, carried)
+    # TensorRT-LLM's measures are its own.
+    known = (
+        options.engine is None or EngineKind.choose(options.llm_engine, options.engine, gpu=True) is not EngineKind.TENSORRT_LLM
+    )
+    if room is None or not known or deployment.need(context).least <= room:
         return context
+    if limits is not None:
+        what = f"the engine {options.engine}, which takes {context.max_model_len} tokens,"
+        raise LimitsError(_too_much(what, deployment, context, room, "make one for fewer"))
     fitting = deployment.most_frames(room, context.max_frames, length)
     if options.max_frames is None and fitting >= options.num_frames:
         return Context.of(fitting, length)
-    need = deployment.need(context)
-    most = f"at most --max-frames {fitting}" if fitting else "no length fits"
+    what = f"--max-frames {context.max_frames} with {context.max_model_len} tokens"
     raise LimitsError(
-        f"--max-frames {context.max_frames} with {context.max_model_len} tokens needs {need.least / GIB:.1f} GiB of the GPU for "
-        f"one request (for a full batch {need.explain()}), {room / GIB:.1f} are to be had: {most}; --llm-quantization fp8 halves "
-        "the weights"
+        _too_much(what, deployment, context, room, f"at most --max-frames {fitting}" if fitting else "no length fits")
+    )
+
+
+def _too_much(what: str, deployment: Deployment, context: Context, room: int, remedy: str) -> str:
+    need = deployment.need(context)
+    return (
+        f"{what} needs {need.least / GIB:.1f} GiB of the GPU for one request (for a full batch {need.explain()}), "
+        f"{room / GIB:.1f} are to be had: {remedy}"
+        + "; --llm-quantization fp8 halves the weights"
+        * (deployment.vllm and not deployment.quantized)
     )
 
 

@@ -283,7 +283,9 @@ class _Vllm(Settings):
         "auto", description="of keys and values; auto: the model's"
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one language model is spread over")
-    engine_arg: tuple[str, ...] = Field((), description="NAME=VALUE of vLLM's EngineArgs; repeatable")
+    engine_arg: tuple[Annotated[str, Field(pattern=r"^\s*[A-Za-z_][\w-]*\s*=")], ...] = Field(
+        (), description="NAME=VALUE of vLLM's EngineArgs; repeatable"
+    )
 
 
 class _GpuMemory(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from internvideo_server.launch._errors import LaunchError, refused_by_the_system
@@ -51,6 +51,7 @@ def add(directory: Path, text: str) -> Replica:
                 raise LaunchError(f"{known[replica.name]} is there already: remove it first, or choose another name")
             for group in (RING, KEPT):
                 admin.do(f"set server {group}/{replica.name} state ready")
+            replace(state, resting=state.resting - {replica.name}).write()
             return replica
         changed = state.with_replicas([*known.values(), replica])
         with refused_by_the_system(f"--replica {replica}"):
@@ -79,8 +80,10 @@ def drain(directory: Path, name: str, timeout_s: float | None = None) -> int:
         LaunchError: No router runs there, or it has no such replica.
     """
     admin = AdminSocket(directory)
-    _known(admin, name)
-    admin.do(f"set server {RING}/{name} state drain")
+    with RouterState.changing(directory) as state:
+        _known(admin, name)
+        admin.do(f"set server {RING}/{name} state drain")
+        replace(state, resting=state.resting | {name}).write()  # also when HAProxy is started again
     return _wait(directory, name, timeout_s)
 
 
@@ -118,7 +121,8 @@ def remove(directory: Path, name: str, timeout_s: float | None = None) -> Remove
             raise LaunchError(f"the requests of {name} do not end: try again")
         for group in (RING, KEPT):
             _delete(admin, f"{group}/{name}")
-        state.with_replicas([each for each in parse_all(state.settings.replica) if each.name != name]).write()
+        rest = state.with_replicas([each for each in parse_all(state.settings.replica) if each.name != name])
+        replace(rest, resting=state.resting - {name}).write()
     return Removed(left)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from internvideo_server import routing
@@ -17,7 +17,13 @@ _BACKLOG_S = 10  # beyond the adapter's own limit of a request, whose error the 
 _UNAVAILABLE = "no replica can answer at the moment: try again"
 
 
-def render(settings: RouterSettings, directory: Path, port: int | None = None, metrics_port: int | None = None) -> str:
+def render(
+    settings: RouterSettings,
+    directory: Path,
+    port: int | None = None,
+    metrics_port: int | None = None,
+    resting: Collection[str] = (),
+) -> str:
     """The whole configuration.
 
     Args:
@@ -25,6 +31,7 @@ def render(settings: RouterSettings, directory: Path, port: int | None = None, m
         directory: Where the admin socket and the certificate lie.
         port: Of the API, where the settings' is 0.
         metrics_port: Likewise.
+        resting: Names of replicas that get nothing new.
 
     Raises:
         LaunchError: A replica cannot be understood.
@@ -37,7 +44,10 @@ def render(settings: RouterSettings, directory: Path, port: int | None = None, m
         *_frontend(f"{_bind(settings.host, port or settings.port)}{tls}"),
         *_own(_bind(settings.metrics_host, metrics_port or settings.metrics_port)),
         *_ring(settings),
-        *(f"    server {server(replica, settings)}{_names(replica, settings)}" for replica in replicas),
+        *(
+            f"    server {server(replica, settings)}{_names(replica, settings)}{' disabled' * (replica.name in resting)}"
+            for replica in replicas
+        ),
         *_kept(),
         *(f"    server {server(replica, settings)}{_names(replica, settings)}" for replica in replicas),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,15 +17,16 @@ from ._haproxy import check, find_haproxy
 from ._render import certificate, render
 from ._replica import Replica
 
-_SETTINGS, _CONFIGURATION, _CHANGING = "settings.json", "haproxy.cfg", "changing.lock"
+_SETTINGS, _RESTING, _CONFIGURATION, _CHANGING = "settings.json", "resting.json", "haproxy.cfg", "changing.lock"
 
 
 @dataclass(frozen=True)
 class RouterState:
-    """A router's settings, with the ports that were chosen, and its folder."""
+    """A router's settings, with the ports that were chosen, its folder, and the replicas that were drained."""
 
     settings: RouterSettings
     directory: Path
+    resting: frozenset[str] = frozenset()
 
     @property
     def configuration(self) -> Path:
@@ -45,10 +47,11 @@ class RouterState:
             if self.settings.ssl_certfile:
                 put(certificate(self.directory), certificate_of(self.settings))
             new = self.configuration.with_suffix(".new")
-            put(new, render(self.settings, self.directory))
+            put(new, render(self.settings, self.directory, resting=self.resting))
             check(find_haproxy(), new)
             os.replace(new, self.configuration)
             put(self.directory / _SETTINGS, self.settings.model_dump_json())
+            put(self.directory / _RESTING, json.dumps(sorted(self.resting)))
 
     @classmethod
     @contextmanager
@@ -60,7 +63,8 @@ class RouterState:
         """
         try:
             with _locked(directory / _CHANGING):
-                yield cls(RouterSettings.model_validate_json((directory / _SETTINGS).read_text()), directory)
+                settings = RouterSettings.model_validate_json((directory / _SETTINGS).read_text())
+                yield cls(settings, directory, frozenset(json.loads((directory / _RESTING).read_text())))
         except FileNotFoundError as error:
             raise LaunchError(f"no router runs with --router-directory {directory}") from error
 

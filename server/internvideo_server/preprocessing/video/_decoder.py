@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -284,13 +284,24 @@ class FrameDecoder:
     def _rest(self, worker: WorkerProcess, deadline: Deadline, news: _News) -> float:
         """Let the tower use half of what waits for it; the seconds that this took are not the decoder's."""
         began = time.monotonic()
-        with worker.paused():
+        with worker.paused(), self._threads_free():
             while news.ahead > _MOST_AHEAD // 2:
                 check_open(self._closed)
                 deadline.check("decoding the media")
                 self._closed.wait(_PAUSE_SECONDS)
                 news.tell()
         return time.monotonic() - began
+
+    @contextlib.contextmanager
+    def _threads_free(self) -> Iterator[None]:
+        """For decoders that begin while the context is open."""
+        with self._counting:
+            self._active -= 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._active += 1
 
 
 class _News:
