@@ -124,7 +124,7 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_most_frames_that_fit(real: 
     assert settled(real, CUDA, gpu(24), llm_engine="embedded", max_frames=largest).max_frames == largest
     with pytest.raises(LaunchError, match="at most --max-frames"):
         settled(real, CUDA, gpu(24), llm_engine="embedded", max_frames=largest + 4)
-    with pytest.raises(LaunchError, match="no length fits$"):
+    with pytest.raises(LaunchError, match=r"no length fits$"):
         settled(real, CUDA, gpu(12), llm_engine="embedded")
 
 

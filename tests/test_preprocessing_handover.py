@@ -214,6 +214,17 @@ def test_as_many_frames_as_the_engine_takes_and_not_one_group_more(prepare: Any)
     assert caught.value.param == "messages.0.content.1.video_url.num_frames"
 
 
+@pytest.mark.parametrize(
+    ("given", "together"), [({}, 160), ({"num_frames": "auto"}, 256)], ids=["the default", "the original's rule"]
+)
+def test_videos_that_are_too_many_together_are_refused_before_they_are_opened(
+    prepare: Any, given: dict[str, Any], together: int
+) -> None:
+    parts = [{"type": "video_url", "video_url": {"url": f"file:///nowhere{n}.mp4", **given}} for n in range(2)]
+    with pytest.raises(ServingError, match=rf"{together // 2} frames together, the engine takes 64"):
+        prepare(parts=parts)
+
+
 def test_an_answer_is_cut_down_to_what_is_left_of_the_context(prepare: Any) -> None:
     left = CONTEXT - len(prepare().prompt.input_ids)
     assert prepare(output_len=left).max_new_tokens == prepare(output_len=-1).max_new_tokens == left

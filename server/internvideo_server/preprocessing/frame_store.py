@@ -79,6 +79,11 @@ class FrameStore:
         self._shared: dict[bytes, FrameStream] = {}  # which others may join
         self._decoding: set[FrameStream] = set()
 
+    @property
+    def default_frames(self) -> int:
+        """Of a video where the request does not say."""
+        return self._decoder.limits.default_frames
+
     def name(self, medium: Media, request: DecodeRequest, deadline: Deadline) -> NamedMedia:
         """Name the frames of a medium, without decoding it.
 

@@ -119,8 +119,8 @@ class Preprocessor:
             raise invalid(f"the number of tokens to generate must be 1 or more, got {output_len}", "max_tokens")
         counts: list[int] = []
         for part in conversation.media:  # before anything is fetched
-            self.sampling(part)
-            counts.append(part.num_frames or self._fewest(part))
+            sampling = self.sampling(part)
+            counts.append(part.num_frames or self._fewest(part, sampling))
             self._check_rows(sum(counts), part)
         if counts and _most_tokens(conversation, counts) >= self.limits.max_seq_len:
             prompt = build_prompt(conversation, counts, self.tokenizer, self.limits.vocab_size, [bytes(32)] * len(counts))
@@ -241,10 +241,11 @@ class Preprocessor:
             done.append(medium)
         return done, found
 
-    def _fewest(self, part: MediaPart) -> int:
-        """Frames that a part without ``num_frames`` gives at least."""
-        groups = -(-min(len(part.pictures), self.max_frames) // FRAMES_PER_GROUP)
-        return FRAMES_PER_GROUP * max(1, groups)
+    def _fewest(self, part: MediaPart, sampling: FrameSampling) -> int:
+        """Frames that a part gives at least."""
+        if part.kind == "video" and not part.pictures:
+            return sampling.fewest(self.store.default_frames, self.max_frames)
+        return FRAMES_PER_GROUP * max(1, -(-min(len(part.pictures), self.max_frames) // FRAMES_PER_GROUP))
 
     def _check_rows(self, frame_count: int, part: MediaPart) -> None:
         frames = self.limits.max_frames

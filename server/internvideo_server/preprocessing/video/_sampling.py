@@ -12,6 +12,8 @@ from internvideo_server.limits import FRAMES_PER_GROUP
 
 from ._timeline import Timeline
 
+_FEWEST_BY_DURATION = 128  # the original's
+
 
 @dataclass(frozen=True)
 class FrameSampling:
@@ -113,6 +115,12 @@ class FrameSampling:
         first = video.shown_at(begin)
         return _middles(first, max(first, video.last_before(end)), num_frames)
 
+    def fewest(self, default_frames: int, max_frames: int) -> int:
+        """Frames that any video gives at least, known without it; without a rate or a rule exactly so many."""
+        if self.by_duration:
+            return min(_FEWEST_BY_DURATION, self.most(max_frames))
+        return FRAMES_PER_GROUP if self.fps is not None else self.num_frames or default_frames
+
     def _is_beyond(self, video: Timeline) -> bool:
         if not self.start:
             return False
@@ -124,7 +132,7 @@ class FrameSampling:
 def frames_for_duration(video: Timeline) -> int:
     """The original's ``get_num_frames_by_duration``: one a second in groups of 4, from 128 to 512."""
     seconds = (video.frame_count - 1) / video.fps if video.fps else video.seconds
-    return max(128, min(512, FRAMES_PER_GROUP * (int(seconds // FRAMES_PER_GROUP) or 1)))
+    return max(_FEWEST_BY_DURATION, min(512, FRAMES_PER_GROUP * (int(seconds // FRAMES_PER_GROUP) or 1)))
 
 
 def frames_for_rate(seconds: float, fps: float, max_frames: int) -> int:
