@@ -59,7 +59,7 @@ def _checks(settings: ServeSettings, environ: Mapping[str, str], shm: Path) -> I
         found, checkpoint = check_checkpoint(settings.checkpoint)
         yield from found
     if engine is None:
-        yield skipped("engine", "none given: the checkpoint's language model would be exported for the embedded engine")
+        yield skipped("engine", "none given: the checkpoint's language model would be exported")
     else:
         found, limits = check_engine(engine, max_frames=settings.max_frames)
         yield from found
@@ -77,7 +77,8 @@ def _checks(settings: ServeSettings, environ: Mapping[str, str], shm: Path) -> I
     if settings.checkpoint is None or checkpoint is not None:
         yield _length(settings, gpus)
     repository, check = _repository()
-    if device is not None and len(gpus) > device and engine and limits and checkpoint and repository:
+    if built and device is not None and len(gpus) > device and engine and limits and checkpoint and repository:
+        # The other engines' is in `length`, by the same rule as at the start.
         deployment = deployment_of(checkpoint.config, engine, limits, settings.cuda_region_count)
         deployment = replace(deployment, region_bytes=settings.region_bytes(limits.table_bytes))
         need = deployment.need(Context(limits.max_frames, limits.max_seq_len))
