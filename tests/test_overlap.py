@@ -205,6 +205,17 @@ def test_a_decoder_that_waits_for_the_tower_ends_with_its_request(long_videos: C
     assert long_videos.rows(named, reservation)[0] == first_pixels(V0)
 
 
+def test_a_decoder_that_waits_for_the_tower_goes_on_when_another_video_needs_it(long_videos: Chain) -> None:
+    long_videos.tower.hold()
+    named = long_videos.name(V1, 512)
+    reservation, _, _ = long_videos.hand_over(named)
+    asked = in_thread(lambda: long_videos.rows(named, reservation))
+    until(lambda: resting(long_videos.store._decoder), "the decoder goes on")
+    assert long_videos.store.frames(long_videos.name(V0, 16), Deadline.after(60)).decoded.frame_count == 16
+    long_videos.tower.run()
+    assert asked.result(60)[0] == first_pixels(V1, 512)
+
+
 def test_frames_that_are_kept_are_decoded_however_slow_the_tower_is(chain: Chain) -> None:
     chain.tower.hold()
     named = chain.name(V1, 128)

@@ -107,7 +107,7 @@ class FrameDecoder:
     ) -> None:
         self.limits = limits or DecodeLimits()
         self._threads = threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-        self._active = 0
+        self._active = self._waiting = 0  # decoders at work, and requests without one
         self._counting = threading.Lock()
         self._closed = threading.Event()
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
@@ -211,12 +211,17 @@ class FrameDecoder:
         self.close()
 
     def _take(self, deadline: Deadline) -> WorkerProcess:
-        while True:
-            deadline.check("waiting for a decoder")
-            with contextlib.suppress(queue.Empty):
-                return self._idle.get(timeout=POLL_SECONDS)
-            if self._closed.is_set():
-                raise ServingError(ErrorCode.CANCELLED, "the server is shutting down")
+        with self._counting:
+            self._waiting += 1
+        try:
+            while True:
+                deadline.check("waiting for a decoder")
+                with contextlib.suppress(queue.Empty):
+                    return self._idle.get(timeout=POLL_SECONDS)
+                check_open(self._closed)
+        finally:
+            with self._counting:
+                self._waiting -= 1
 
     def _give_back(self, worker: WorkerProcess, *, failed: bool) -> None:
         """For the next medium: as it is, or a new process, which is made while others work."""
@@ -272,7 +277,7 @@ class FrameDecoder:
             while news.take(answer := worker.receive(limit)):
                 if not worker.has_more():
                     news.tell()
-                    if news.ahead > _MOST_AHEAD:
+                    if news.ahead > _MOST_AHEAD and not self._waiting:
                         limit.at = min(limit.at + self._rest(worker, deadline, news), deadline.at)
             return answer
         except OSError as error:
@@ -282,10 +287,13 @@ class FrameDecoder:
             raise
 
     def _rest(self, worker: WorkerProcess, deadline: Deadline, news: _News) -> float:
-        """Let the tower use half of what waits for it; the seconds that this took are not the decoder's."""
+        """Let the tower use half of what waits for it; the seconds that this took are not the decoder's.
+
+        Not while another medium has no decoder: that one would wait for the tower, too.
+        """
         began = time.monotonic()
         with worker.paused(), self._threads_free():
-            while news.ahead > _MOST_AHEAD // 2:
+            while news.ahead > _MOST_AHEAD // 2 and not self._waiting:
                 check_open(self._closed)
                 deadline.check("decoding the media")
                 self._closed.wait(_PAUSE_SECONDS)
