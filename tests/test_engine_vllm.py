@@ -63,7 +63,7 @@ def test_no_step_is_long_where_prompts_are(frames: int, tokens: int) -> None:
 @pytest.mark.parametrize("text", ["enforce_eager", "=1", "two words=1", ""])
 def test_an_argument_without_name_or_value_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="NAME=VALUE is needed"):
-        VllmOptions.of(VllmSettings(engine_arg=(text,)))
+        VllmSettings(engine_arg=(text,))
 
 
 @pytest.fixture

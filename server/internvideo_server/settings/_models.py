@@ -33,7 +33,15 @@ def _host_alone(host: str) -> str:
     return host
 
 
+def _name_and_value(argument: str) -> str:
+    name, equals, _ = argument.partition("=")
+    if not equals or not name.strip().replace("-", "_").isidentifier():
+        raise ValueError("NAME=VALUE is needed, for example max_num_batched_tokens=4096")
+    return argument
+
+
 Host = Annotated[str, AfterValidator(_host_alone)]
+EngineArg = Annotated[str, AfterValidator(_name_and_value)]
 HandoffId = Annotated[
     str, Field(pattern=r"^[\w-]{1,64}$", description="names the local socket between preprocessing and vit; random for each run")
 ]
@@ -283,9 +291,7 @@ class _Vllm(Settings):
         "auto", description="of keys and values; auto: the model's"
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one language model is spread over")
-    engine_arg: tuple[Annotated[str, Field(pattern=r"^\s*[A-Za-z_][\w-]*\s*=")], ...] = Field(
-        (), description="NAME=VALUE of vLLM's EngineArgs; repeatable"
-    )
+    engine_arg: tuple[EngineArg, ...] = Field((), description="NAME=VALUE of vLLM's EngineArgs; repeatable")
 
 
 class _GpuMemory(Settings):

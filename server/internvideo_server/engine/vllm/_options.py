@@ -31,17 +31,13 @@ class VllmOptions:
 
     @classmethod
     def of(cls, settings: VllmSettings) -> VllmOptions:
-        """From the model's parameters.
-
-        Raises:
-            ValueError: An ``engine_arg`` is not a NAME=VALUE.
-        """
+        """From the model's parameters."""
         return cls(
             settings.llm_quantization,
             settings.kv_cache_dtype,
             settings.tensor_parallel_size,
             settings.gpu_memory,
-            parse_engine_args(settings.engine_arg),
+            _engine_args(settings.engine_arg),
         )
 
     def deployment(self, of: Deployment) -> Deployment:
@@ -49,20 +45,13 @@ class VllmOptions:
         return of.on_vllm(self.quantization, self.kv_cache_dtype, self.tensor_parallel_size)
 
 
-def parse_engine_args(values: Iterable[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` texts, as of ``--engine-arg``; a value is JSON where it can be read so, else a text.
-
-    Raises:
-        ValueError: One has no name or no "=".
-    """
+def _engine_args(values: Iterable[str]) -> dict[str, Any]:
+    """Of ``--engine-arg NAME=VALUE``; a value is JSON where it can be read so, else a text."""
     found: dict[str, Any] = {}
     for value in values:
-        name, equals, text = value.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"--engine-arg {value!r}: NAME=VALUE is needed, for example max_num_batched_tokens=4096")
+        name, _, text = value.partition("=")
         try:
-            found[name] = json.loads(text)
+            found[name.strip().replace("-", "_")] = json.loads(text)
         except ValueError:
-            found[name] = text
+            found[name.strip().replace("-", "_")] = text
     return found
