@@ -156,6 +156,15 @@ def test_what_is_no_known_container_never_reaches_ffmpeg(content: bytes, decoder
     assert "not an image of a known format" in refusal(decoder, content, "image").message
 
 
+def test_a_frame_that_came_among_others_and_not_alone_stands_in_for_none(decoder: FrameDecoder) -> None:
+    """Frame 11 is lost, and frame 8, the nearest, comes only where frames before it are read, too."""
+    content = bytearray((DATA / "av1.mp4").read_bytes())
+    content[1842:1846], content[1987] = bytes([128, 0, 0, 0]), 121
+    decoded, frames = decode(decoder, bytes(content), num_frames=4)
+    assert (decoded.frame_count, decoded.indices, decoded.damaged_frames) == (4, [1, 5, 8, 11], 2)
+    assert frames[3].any()
+
+
 def test_damaged_videos_are_refused_with_the_reason(decoder: FrameDecoder, tmp_path: Path) -> None:
     whole = fast_start(V0, tmp_path)
     middle = len(whole) // 2

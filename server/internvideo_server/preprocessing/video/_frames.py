@@ -12,7 +12,7 @@ from internvideo_server.limits import FRAMES_PER_GROUP
 from internvideo_server.preprocessing.frame_list import MAGIC
 
 from ._probe import check_length
-from ._reader import Reader
+from ._reader import Faults, Reader
 from ._request import IMAGE_FRAMES, DecodedMedia, DecodeLimits
 from ._resize import Resizers, Write, resize
 from ._sampling import FrameSampling
@@ -20,6 +20,7 @@ from ._sniff import image_format, raw_stream, unread_image, video_container
 from ._stills import AnimationReader, FrameListReader, is_animated, open_picture, shown
 
 Image.MAX_IMAGE_PIXELS = None  # DecodeLimits.max_image_pixels instead
+_STAND_IN_ROUNDS = 4  # each decodes again
 _CONTAINERS = "MP4, MOV, MKV, WebM, AVI, FLV, MPEG-TS, M2TS, MPEG-PS, WMV, OGV, MXF, IVF, GIF, animated WebP and PNG"
 
 
@@ -63,25 +64,40 @@ def decode_video(
     reader.check(sorted(places))
     planned = DecodedMedia(len(indices), indices, video.frame_count, video.fps, video.begins(indices))
     plan(planned)
-    with Resizers(threads, write) as resizers:
-        faults = reader.read(sorted(places), lambda number, picture: resizers.submit(picture, places[number]))
+    faults = _read(reader, places, threads, write)
     faulty = faults.damaged | faults.missing
     if faulty and (limits.strict_media or 2 * len(faulty) > len(places)):
         raise _damaged(sorted(faulty), len(places), video.frame_count)
-    if faults.missing:
-        _stand_in(reader, places, faults.missing, threads, write)
+    if faults.missing and not _stand_in(reader, places, faults.missing, threads, write):
+        raise _damaged(sorted(faulty), len(places), video.frame_count)
     damaged = sum(len(places[number]) for number in faulty)
     return replace(planned, damaged_frames=damaged)
 
 
-def _stand_in(reader: Reader, places: dict[int, list[int]], missing: frozenset[int], threads: int, write: Write) -> None:
-    """The nearest frame that can be read takes the place of one that cannot."""
-    found = sorted(set(places) - missing)
-    standing: dict[int, list[int]] = {}
-    for number in missing:
-        standing.setdefault(min(found, key=lambda other: abs(other - number)), []).extend(places[number])
+def _read(reader: Reader, places: dict[int, list[int]], threads: int, write: Write) -> Faults:
     with Resizers(threads, write) as resizers:
-        reader.read(sorted(standing), lambda number, picture: resizers.submit(picture, standing[number]))
+        return reader.read(sorted(places), lambda number, picture: resizers.submit(picture, places[number]))
+
+
+def _stand_in(reader: Reader, places: dict[int, list[int]], missing: frozenset[int], threads: int, write: Write) -> bool:
+    """The nearest frame that can be read takes the place of one that cannot; False: none can be read again.
+
+    In a damaged stream a frame that came among others may not come alone: then others are tried.
+    """
+    found = set(places) - missing
+    for _ in range(_STAND_IN_ROUNDS):
+        if not found:
+            break
+        nearest = {number: min(found, key=lambda other: abs(other - number)) for number in missing}
+        standing: dict[int, list[int]] = {}
+        for number, other in nearest.items():
+            standing.setdefault(other, []).extend(places[number])
+        unread = _read(reader, standing, threads, write).missing
+        found -= unread
+        missing = frozenset(number for number, other in nearest.items() if other in unread)
+        if not missing:
+            return True
+    return False
 
 
 def decode_image(path: str, head: bytes, limits: DecodeLimits, write: Write) -> DecodedMedia:
