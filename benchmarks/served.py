@@ -55,14 +55,13 @@ def _several(options: ServeSettings, replicas: int) -> Iterator[tuple[str, list[
     command = [sys.executable, "-m", "internvideo_client.cli", "serve", *arguments_of(settings)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
-            while (
-                front := next((run for run in statuses() if run.record.name == name), None)
-            ) is None or front.status != "serving":
+            while not (front := [run for run in statuses() if run.record.name == name and run.status == "serving"]):
                 if process.poll() is not None:
                     raise RuntimeError(f"{shlex.join(command)} ended with exit code {process.returncode}")
                 time.sleep(0.1)
-            runs = [run for run in statuses() if front.record.run_id in (run.record.run_id, run.record.group)]
-            yield front.record.urls["openai"], [pid for run in runs for pid in (run.record.pid, *run.processes)]
+            record = front[0].record
+            runs = [run for run in statuses() if record.run_id in (run.record.run_id, run.record.group)]
+            yield record.urls["openai"], [pid for run in runs for pid in (run.record.pid, *run.processes)]
         finally:
             process.terminate()
 

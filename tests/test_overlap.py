@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,17 +171,20 @@ def long_videos() -> Iterator[Chain]:
         made.close()
 
 
-def resting(decoder: FrameDecoder) -> bool:
-    pids = decoder.worker_pids
-    return bool(pids) and Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+def resting(chain: Chain, deadline: Deadline | None = None) -> tuple[FrameStream, Future[tuple[list[int], Ending]]]:
+    """A long video whose decoder waits for the tower, which is held, and the answer."""
+    chain.tower.hold()
+    named = chain.name(V1, 512)
+    reservation, stream, _ = chain.hand_over(named)
+    asked = in_thread(lambda: chain.rows(named, reservation, deadline))
+    (pid,) = chain.store._decoder.worker_pids
+    status = Path(f"/proc/{pid}/stat")
+    until(lambda: status.read_text().rpartition(")")[2].split()[0] == "T", "the decoder goes on")
+    return stream, asked
 
 
 def test_a_decoder_waits_for_a_slower_tower_so_that_the_host_holds_no_whole_video(long_videos: Chain) -> None:
-    long_videos.tower.hold()
-    named = long_videos.name(V1, 512)
-    reservation, stream, _ = long_videos.hand_over(named)
-    asked = in_thread(lambda: long_videos.rows(named, reservation))
-    until(lambda: resting(long_videos.store._decoder), "the decoder goes on")
+    stream, asked = resting(long_videos)
     assert os.fstat(stream.buffer.fd).st_blocks * 512 < 256 * FRAME_BYTES
     long_videos.tower.run()
     assert asked.result(60)[0] == first_pixels(V1, 512)
@@ -188,12 +192,8 @@ def test_a_decoder_waits_for_a_slower_tower_so_that_the_host_holds_no_whole_vide
 
 
 def test_a_decoder_that_waits_for_the_tower_ends_with_its_request(long_videos: Chain) -> None:
-    long_videos.tower.hold()
-    named = long_videos.name(V1, 512)
-    reservation, _, _ = long_videos.hand_over(named)
     deadline = Deadline()
-    asked = in_thread(lambda: long_videos.rows(named, reservation, deadline))
-    until(lambda: resting(long_videos.store._decoder), "the decoder goes on")
+    _, asked = resting(long_videos, deadline)
     long_videos.store.stop("request")
     deadline.cancel()
     until(lambda: not long_videos.store._decoding, "the decoding goes on")
@@ -206,11 +206,7 @@ def test_a_decoder_that_waits_for_the_tower_ends_with_its_request(long_videos: C
 
 
 def test_a_decoder_that_waits_for_the_tower_goes_on_when_another_video_needs_it(long_videos: Chain) -> None:
-    long_videos.tower.hold()
-    named = long_videos.name(V1, 512)
-    reservation, _, _ = long_videos.hand_over(named)
-    asked = in_thread(lambda: long_videos.rows(named, reservation))
-    until(lambda: resting(long_videos.store._decoder), "the decoder goes on")
+    _, asked = resting(long_videos)
     assert long_videos.store.frames(long_videos.name(V0, 16), Deadline.after(60)).decoded.frame_count == 16
     long_videos.tower.run()
     assert asked.result(60)[0] == first_pixels(V1, 512)

@@ -39,10 +39,10 @@ def settle_length(
         LaunchError: They cannot be together, are not the engine's, or do not fit the GPU; the message has the largest that can.
     """
     try:
-        deployment, limits = _deployment(options, checkpoint, device)
+        deployment, limits, kind = _deployment(options, checkpoint, device)
         deployment = replace(deployment, tower=vit_device == device)
         room = _room(options, device, gpus)
-        context = _context(options, limits, deployment, room)
+        context = _context(options, limits, kind, deployment, room)
     except (LimitsError, CheckpointError) as error:
         raise LaunchError(str(error)) from error
     if options.num_frames > context.max_frames:
@@ -56,7 +56,9 @@ def settle_length(
     return options.model_copy(update=settled), _line(context, need, cache)
 
 
-def _deployment(options: RepositorySettings, checkpoint: Path, device: Device) -> tuple[Deployment, EngineLimits | None]:
+def _deployment(
+    options: RepositorySettings, checkpoint: Path, device: Device
+) -> tuple[Deployment, EngineLimits | None, EngineKind]:
     config = read_config(checkpoint)
     region = None if options.cuda_region_mb is None else options.cuda_region_mb << 20
     engine = options.engine
@@ -73,13 +75,13 @@ def _deployment(options: RepositorySettings, checkpoint: Path, device: Device) -
         found = Deployment(config, dtype, MAX_BATCH_SIZE, options.cuda_region_count, region_bytes=region)
     if kind is not EngineKind.VLLM:
         _check_nothing_for_vllm(options, kind)
-        return found, limits
-    return found.on_vllm(options.llm_quantization, options.kv_cache_dtype, options.tensor_parallel_size), limits
+        return found, limits, kind
+    return found.on_vllm(options.llm_quantization, options.kv_cache_dtype, options.tensor_parallel_size), limits, kind
 
 
 def _check_nothing_for_vllm(options: RepositorySettings, kind: EngineKind) -> None:
-    for name in set(VllmSettings.model_fields) - {"gpu_memory"}:
-        if getattr(options, name) != RepositorySettings.model_fields[name].default:
+    for name, its in VllmSettings.model_fields.items():
+        if name != "gpu_memory" and getattr(options, name) != its.default:
             raise LimitsError(
                 f"{flag(name)} is for vLLM, and the language model runs on {kind}: leave it out, or see --llm-engine"
             )
@@ -95,14 +97,13 @@ def _room(options: RepositorySettings, device: Device, gpus: Sequence[Gpu]) -> i
     return budget(found.free, options.gpu_memory)
 
 
-def _context(options: RepositorySettings, limits: EngineLimits | None, deployment: Deployment, room: int | None) -> Context:
+def _context(
+    options: RepositorySettings, limits: EngineLimits | None, kind: EngineKind, deployment: Deployment, room: int | None
+) -> Context:
     carried, length = CPU_FRAMES if room is None else GPU_FRAMES, options.wanted_length
     context = Context.of(options.max_frames, length, carried) if limits is None else _engines_own(options, limits, carried)
-    # TensorRT-LLM's measures are its own.
-    known = (
-        options.engine is None or EngineKind.choose(options.llm_engine, options.engine, gpu=True) is not EngineKind.TENSORRT_LLM
-    )
-    if room is None or not known or deployment.need(context).least <= room:
+    # What TensorRT-LLM takes beyond its weights, the engine that it built decides.
+    if room is None or kind is EngineKind.TENSORRT_LLM or deployment.need(context).least <= room:
         return context
     if limits is not None:
         what = f"the engine {options.engine}, which takes {context.max_model_len} tokens,"

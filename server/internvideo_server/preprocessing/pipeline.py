@@ -119,8 +119,7 @@ class Preprocessor:
             raise invalid(f"the number of tokens to generate must be 1 or more, got {output_len}", "max_tokens")
         counts: list[int] = []
         for part in conversation.media:  # before anything is fetched
-            sampling = self.sampling(part)
-            counts.append(part.num_frames or self._fewest(part, sampling))
+            counts.append(self._fewest(part, self.sampling(part)))
             self._check_rows(sum(counts), part)
         if counts and _most_tokens(conversation, counts) >= self.limits.max_seq_len:
             prompt = build_prompt(conversation, counts, self.tokenizer, self.limits.vocab_size, [bytes(32)] * len(counts))
@@ -243,7 +242,7 @@ class Preprocessor:
 
     def _fewest(self, part: MediaPart, sampling: FrameSampling) -> int:
         """Frames that a part gives at least."""
-        if part.kind == "video" and not part.pictures:
+        if part.kind == "video" and (part.num_frames or not part.pictures):
             return sampling.fewest(self.store.default_frames, self.max_frames)
         return FRAMES_PER_GROUP * max(1, -(-min(len(part.pictures), self.max_frames) // FRAMES_PER_GROUP))
 

@@ -50,8 +50,9 @@ def _engine_args(values: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for value in values:
         name, _, text = value.partition("=")
+        name = name.strip().replace("-", "_")
         try:
-            found[name.strip().replace("-", "_")] = json.loads(text)
+            found[name] = json.loads(text)
         except ValueError:
-            found[name.strip().replace("-", "_")] = text
+            found[name] = text
     return found

@@ -163,8 +163,7 @@ class FrameDecoder:
             message["threads"] = max(1, self._threads // self._active)
         answer: dict[str, Any] = {}
         try:
-            if self._closed.is_set():
-                raise ServingError(ErrorCode.CANCELLED, "the server is shutting down")
+            check_open(self._closed)
             news = _News(progress, partial(self._check, request), request.param)
             answer = self._ask(worker, message, (medium_fd, buffer.fd), deadline, news)
         except ServingError as error:
