@@ -1,7 +1,10 @@
 """Reading frames of every kind of file: exactly those that sequential decoding gives, and no more work than needed."""
 
 import itertools
+import multiprocessing
 import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import av
@@ -20,6 +23,7 @@ from internvideo_server.preprocessing.video._request import DecodeLimits
 from internvideo_server.preprocessing.video._resize import Resizers, by_pillow
 from internvideo_server.preprocessing.video._resize_kernels import compiled
 from internvideo_server.preprocessing.video._sniff import HEAD_BYTES, video_container
+from internvideo_server.settings import VideoReader as VideoReaderName
 from tests.data.make_videos import KINDS, scene
 from tests.video_decoding import DATA
 
@@ -32,11 +36,11 @@ OTHER_IN_DECORD = {
 }
 
 
-def open_reader(name: str, threads: int = 1) -> PyavReader:
+def open_reader(name: str, threads: int = 1, reader: VideoReaderName = "auto") -> PyavReader:
     path = DATA / name
     container = video_container(path.read_bytes()[:HEAD_BYTES])
     assert container
-    return PyavReader(str(path), container, DecodeLimits(), threads)
+    return PyavReader(str(path), container, DecodeLimits(reader=reader), threads)
 
 
 def read(reader: Reader, frames: list[int]) -> dict[int, np.ndarray]:
@@ -228,16 +232,22 @@ def test_the_gpus_order_of_samples_gives_the_same_pixels(width: int) -> None:
     assert np.array_equal(_pixels(back), _pixels(frame))
 
 
+@pytest.fixture(scope="module")
+def decoders_process() -> Iterator[ProcessPoolExecutor]:
+    """FFmpeg refuses a CUDA context that torch has made in its process; decoders are in processes of their own, too."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FILES)
-def test_a_gpu_gives_the_frames_of_the_cpu(name: str) -> None:
-    path = DATA / name
-    container = video_container(path.read_bytes()[:HEAD_BYTES])
-    assert container
-    on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 2)
-    on_cpu = open_reader(name, 2)
+def test_a_gpu_gives_the_frames_of_the_cpu(decoders_process: ProcessPoolExecutor, name: str) -> None:
+    decoders_process.submit(frames_are_those_of_the_cpu, name, "nvdec").result()
+
+
+def frames_are_those_of_the_cpu(name: str, reader: VideoReaderName) -> None:
+    on_gpu, on_cpu = open_reader(name, 2, reader), open_reader(name, 2)
     for wanted in (list(range(on_cpu.timeline.frame_count)), [on_cpu.timeline.frame_count // 2]):
         expected, found = read(on_cpu, wanted), read(on_gpu, wanted)
         assert all(np.array_equal(found[number], expected[number]) for number in wanted)
-        on_gpu = PyavReader(str(path), container, DecodeLimits(reader="nvdec"), 1)
-        on_cpu = open_reader(name, 1)
+        on_gpu, on_cpu = open_reader(name, 1, reader), open_reader(name, 1)
