@@ -132,7 +132,7 @@ def timed(
 
 
 class Decoders:
-    """The decoder processes, of which each medium has its own.
+    """The decoder processes, of which each medium has its own; a GPU's decodes many.
 
     Attributes:
         peak: The most memory of one above what it began with, in bytes.
@@ -140,17 +140,21 @@ class Decoders:
 
     def __init__(self, decoder: FrameDecoder) -> None:
         self._decoder = decoder
+        self._stays = decoder.limits.reader == "nvdec"
         self._pid = self._next()
         self._fork_server = psutil.Process(self._pid).parent()
         self.peak = 0
 
     def cpu_seconds(self) -> float:
-        """Of all that have ended, to 10 ms."""
+        """Of all that have ended, or of the one that stays, to 10 ms."""
+        if self._stays:
+            times = psutil.Process(self._pid).cpu_times()
+            return float(times.user + times.system)
         times = self._fork_server.cpu_times()
         return float(times.children_user + times.children_system)
 
     def decode(self, run: Callable[[], Frames]) -> Frames:
-        """Run it while its decoder's memory is watched, and wait for the decoder's end."""
+        """Run it while its decoder's memory is watched."""
         idle, done = memory(self._pid, "VmRSS"), threading.Event()
 
         def watch() -> None:
@@ -168,7 +172,8 @@ class Decoders:
 
     def wait(self) -> None:
         """For the end of the decoder that was at work, and the next one."""
-        self._pid = self._next()
+        if not self._stays:
+            self._pid = self._next()
 
     def _next(self) -> int:
         while not (pids := self._decoder.worker_pids) or pids[0] == getattr(self, "_pid", None):

@@ -15,7 +15,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -82,11 +82,18 @@ class Meter:
         self._page.send("Performance.enable")
         self._browser = browser.new_browser_cdp_session()
 
-    def read(self) -> tuple[float, float]:
-        """Busy time of the main thread, and CPU time of the renderer with the most of it."""
+    def read(self) -> tuple[float, dict[int, float]]:
+        """Busy time of the main thread, and CPU time of each renderer: which one is the page's is not told."""
         metrics = {each["name"]: each["value"] for each in self._page.send("Performance.getMetrics")["metrics"]}
         processes = self._browser.send("SystemInfo.getProcessInfo")["processInfo"]
-        return metrics["TaskDuration"], max(each["cpuTime"] for each in processes if each["type"] == "renderer")
+        return metrics["TaskDuration"], {each["id"]: each["cpuTime"] for each in processes if each["type"] == "renderer"}
+
+    def during(self, work: Callable[[], None]) -> tuple[float, float]:
+        """What both grow by, that of all renderers together."""
+        began, before = self.read()
+        work()
+        ended, after = self.read()
+        return ended - began, sum(spent - before.get(renderer, 0) for renderer, spent in after.items())
 
 
 def history(turns: int) -> str:
@@ -104,15 +111,15 @@ def measured(page: Page, url: str, turns: int, words: int, interval_s: float) ->
     page.wait_for_function("(turns) => document.querySelectorAll('.turn').length === turns", arg=turns)
     meter, length = Meter(page), words * interval_s
     page.wait_for_timeout(1000)
-    before = meter.read()
-    page.wait_for_timeout(1000 * length)
-    idle = [after - first for first, after in zip(before, meter.read(), strict=True)]
-    before = meter.read()
-    page.fill("#question", "Tell me much.")
-    page.press("#question", "Enter")
-    page.wait_for_timeout(1000 * length)
-    page.wait_for_selector("#send", state="visible")
-    used = [after - first for first, after in zip(before, meter.read(), strict=True)]
+
+    def ask() -> None:
+        page.fill("#question", "Tell me much.")
+        page.press("#question", "Enter")
+        page.wait_for_timeout(1000 * length)
+        page.wait_for_selector("#send", state="visible")
+
+    idle = meter.during(lambda: page.wait_for_timeout(1000 * length))
+    used = meter.during(ask)
     page.evaluate("localStorage.clear()")
     main, process = (1000 * (each - rest) / words for each, rest in zip(used, idle, strict=True))
     return main, process

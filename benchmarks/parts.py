@@ -99,7 +99,7 @@ class Form:
         streams = [*self.numbers("--streams", [1, 4, 16, 64], [1, 2]), *self._short]
         for name, options in (("engine_vllm", []), ("engine_vllm_fp8", ["--quantization", "fp8"])):
             yield Part(name, "engine", [str(engine), "--vllm", *options, *streams], 90, 64, vllm=True, on_cpu=False)
-        yield Part("engine_embedded", "engine", [str(engine), "--baseline", *streams], 90, 64)
+        yield Part("engine_embedded", "engine", [str(engine), "--baseline", *streams], 150, 64)
 
     @property
     def _short(self) -> list[str]:
@@ -114,7 +114,7 @@ class Form:
         yield self._neighbours(bf16)
         yield self.chain("end_to_end_vllm_without_mps", [*bf16, "mps=off"], 120, "off")
         yield self.chain("end_to_end_vllm_fp8_without_mps", [*fp8, "mps=off"], 120, "off")
-        yield self.chain("end_to_end_embedded", ["llm_engine=embedded"], 240, streams=[1, 4, 16])
+        yield self.chain("end_to_end_embedded", ["llm_engine=embedded"], 230)
         yield self.chain("end_to_end_old_method", [], 60, "no server", more=["--baseline"])
         caps = {
             "cap_24_gib": ([*bf16, "gpu_memory=24", "cuda_region_count=2"], [80, 256]),
@@ -134,8 +134,8 @@ class Form:
         peer += self.numbers("--num-frames", [32, 80], [4]) + self.numbers("--streams", [1, 4, 16], [1, 2])
         peer += [] if self.full else ["--repeats", "1", "--vllm=--max-model-len=4096", "--vllm=--enforce-eager"]
         tuned = ["--vllm=--api-server-count=4", "--vllm=--quantization=fp8"] if self.gpu else []
-        yield Part("peer", "peer", peer, 240, 4, vllm=True, on_cpu=False)
-        yield Part("peer_tuned", "peer", peer + tuned, 240, 4, vllm=True, on_cpu=False)
+        yield Part("peer", "peer", peer, 340, 4, vllm=True, on_cpu=False)
+        yield Part("peer_tuned", "peer", peer + tuned, 290, 4, vllm=True, on_cpu=False)
 
     def _neighbours(self, settings: list[str]) -> Part:
         """Others beside long videos."""
